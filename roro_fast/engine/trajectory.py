@@ -1,0 +1,101 @@
+"""The record of one routed answer: tokens, who wrote each step, every decision, three costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Step:
+    """Tokens `[start, end)` of `Trajectory.token_ids` (completion offsets), written by pool model `model`.
+
+    Log-probabilities are natural logs under the writing model at temperature 1; entropies are in nats.
+    `closed` is False when the step ended by a cap instead of the delimiter or EOS.
+    """
+
+    start: int
+    end: int
+    model: int
+    mean_logprob: float
+    min_logprob: float
+    first_entropy: float
+    mean_entropy: float
+    closed: bool = True
+
+
+@dataclass(slots=True)
+class Decision:
+    """One routing decision. `action` is a pool index; `kind` is "next" or "regenerate".
+
+    `step` is the index of the step decided about: the one to be written ("next") or the drafted one ("regenerate",
+    where action 0 keeps the draft). `features` is the policy's own input row, stored for training.
+    """
+
+    step: int
+    action: int
+    logprob: float
+    probs: list[float]
+    kind: str = "next"
+    features: list[float] | None = None
+
+
+@dataclass(slots=True)
+class Cost:
+    """Three honest counts of one trajectory (method.md section 2).
+
+    generated_flops: 2N per token kept in the final answer (the papers' count).
+    total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included.
+    seconds: wall clock from admission to finish.
+    """
+
+    generated_flops: float = 0.0
+    total_flops: float = 0.0
+    seconds: float = 0.0
+    generated_tokens: list[int] = field(default_factory=list)  # kept tokens per model
+    forward_tokens: list[int] = field(default_factory=list)  # tokens run through each model
+    discarded_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One finished (or refused) routed answer.
+
+    `finish_reason`: "eos", "length" (token cap), "steps" (step cap), "context" (context full), "cancelled", "nan".
+    `arm` names the collection strategy or policy, `sample` the index within the query's group.
+    """
+
+    query_id: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+    steps: list[Step]
+    decisions: list[Decision]
+    cost: Cost
+    finish_reason: str
+    arm: str = ""
+    sample: int = 0
+    seed: int = 0
+    action_space: str = "next"
+    step_texts: list[str] = field(default_factory=list)
+    correct: bool | None = None
+    step_correct: list[bool] | None = None
+    predicted: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[int]:
+        """The model that wrote each step."""
+        return [s.model for s in self.steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Trajectory:
+        d = dict(d)
+        d["steps"] = [Step(**s) for s in d["steps"]]
+        d["decisions"] = [Decision(**s) for s in d["decisions"]]
+        d["cost"] = Cost(**d["cost"])
+        return cls(**d)

@@ -1,0 +1,89 @@
+"""Shape of one decoder of the Llama / Qwen2 / Qwen3 family, read from a Hugging Face config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from roro_fast.errors import CheckpointError
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Everything the decoder's arithmetic depends on. `hf` is the source config, used for saving and RoPE set-up."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    max_position: int
+    tie_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    eos_ids: tuple[int, ...]
+    hf: Any
+
+    @classmethod
+    def from_hf(cls, hf: Any) -> DecoderConfig:
+        """From a `transformers` config object; raises CheckpointError for what this decoder does not compute."""
+        family = hf.model_type
+        if family not in FAMILIES:
+            raise CheckpointError(f"config.model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+        if getattr(hf, "use_sliding_window", False):
+            raise CheckpointError("config.use_sliding_window: sliding-window attention is not supported; set it to false")
+        if hf.hidden_act != "silu":
+            raise CheckpointError(f"config.hidden_act: {hf.hidden_act!r} is not supported; only 'silu' is")
+        bias = bool(getattr(hf, "attention_bias", False))
+        eos = hf.eos_token_id
+        return cls(
+            family=family,
+            vocab_size=hf.vocab_size,
+            hidden_size=hf.hidden_size,
+            num_layers=hf.num_hidden_layers,
+            num_heads=hf.num_attention_heads,
+            num_kv_heads=hf.num_key_value_heads,
+            head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+            intermediate_size=hf.intermediate_size,
+            rms_norm_eps=hf.rms_norm_eps,
+            max_position=hf.max_position_embeddings,
+            tie_embeddings=bool(hf.tie_word_embeddings),
+            qkv_bias=bias or family == "qwen2",
+            o_bias=bias and family != "qwen2",
+            mlp_bias=bool(getattr(hf, "mlp_bias", False)),
+            qk_norm=family == "qwen3",
+            eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+            hf=hf,
+        )
+
+    @property
+    def num_params(self) -> int:
+        """Parameters, a tied embedding counted once: the N of the papers' 2N FLOPs per token."""
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        attn = self.hidden_size * qkv + self.num_heads * self.head_dim * self.hidden_size
+        attn += qkv * self.qkv_bias + self.hidden_size * self.o_bias + 2 * self.head_dim * self.qk_norm
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        mlp += (2 * self.intermediate_size + self.hidden_size) * self.mlp_bias
+        layer = attn + mlp + 2 * self.hidden_size
+        embed = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embed + self.hidden_size
+
+    def forward_flops(self, tokens: int, context: int) -> float:
+        """FLOPs of running `tokens` new tokens whose last one sees `context` tokens: 2N each plus attention.
+
+        Attention costs 4 * heads * head_dim per layer for every (query, key) pair: one multiply-add for the score and
+        one for the value.
+        """
+        pairs = tokens * context - tokens * (tokens - 1) / 2
+        return 2.0 * self.num_params * tokens + 4.0 * self.num_layers * self.num_heads * self.head_dim * pairs
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize

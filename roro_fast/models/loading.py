@@ -1,0 +1,153 @@
+"""Load and save Hugging Face safetensors directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from roro_fast.errors import CheckpointError
+from roro_fast.models.config import DecoderConfig
+from roro_fast.models.decoder import Decoder
+
+_LAYER = {
+    "input_norm": "input_layernorm",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "post_norm": "post_attention_layernorm",
+    "down": "mlp.down_proj",
+}
+_FUSED = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "gate_up": ("mlp.gate_proj", "mlp.up_proj")}
+_TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
+
+def hf_names(name: str) -> tuple[str, ...]:
+    """The Hugging Face tensor names that make up our parameter `name` (concatenated along dim 0 when several)."""
+    head, _, rest = name.partition(".")
+    if head != "layers":
+        return (f"{_TOP[head]}.{rest}",)
+    index, module, kind = rest.split(".")
+    parts = _FUSED.get(module) or (_LAYER[module],)
+    return tuple(f"model.layers.{index}.{p}.{kind}" for p in parts)
+
+
+def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors checkpoint, sharded or not."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (directory / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    else:
+        pickled = [p.name for p in (*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth"))]
+        if pickled:
+            raise CheckpointError(
+                f"{directory}: only pickled weights ({pickled[0]}), which can run code when loaded; convert with "
+                "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(dir)` to get safetensors"
+            )
+        raise CheckpointError(f"{directory}: no model.safetensors; expected a Hugging Face safetensors directory")
+    tensors: dict[str, torch.Tensor] = {}
+    for f in files:
+        try:
+            tensors.update(load_file(directory / f))
+        except (SafetensorError, OSError) as e:
+            raise CheckpointError(f"{directory / f}: corrupt or unreadable safetensors file ({e}); fetch it again") from e
+    return tensors
+
+
+def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "checkpoint") -> None:
+    """Copy HF-named tensors into `model` in place; refuses missing, extra and misshapen ones by name."""
+    left = dict(tensors)
+    params = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, param in params.items():
+            try:
+                parts = [left.pop(n) for n in hf_names(name)]
+            except KeyError as e:
+                raise CheckpointError(f"{source}: tensor {e.args[0]} is missing; the file does not fit its config") from None
+            value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if value.shape != param.shape:
+                want, got = tuple(param.shape), tuple(value.shape)
+                raise CheckpointError(f"{source}: {hf_names(name)[0]} has shape {got}, config asks for {want}")
+            param.copy_(value)
+    if model.config.tie_embeddings:
+        left.pop("lm_head.weight", None)
+    left = {k: v for k, v in left.items() if not k.endswith("rotary_emb.inv_freq")}
+    if left:
+        raise CheckpointError(f"{source}: unexpected tensor {min(left)} ({len(left)} in all); wrong config for these weights?")
+
+
+def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """HF-named tensors of `model`; inverse of `assign`."""
+    c = model.config
+    out: dict[str, torch.Tensor] = {}
+    for name, p in model.named_parameters():
+        names = hf_names(name)
+        sizes = (
+            [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+            if len(names) == 3
+            else [p.shape[0] // len(names)] * len(names)
+        )
+        out.update(zip(names, (t.detach().contiguous().clone() for t in p.split(sizes)), strict=True))
+    return out
+
+
+def load_config(directory: str | Path) -> DecoderConfig:
+    from transformers import AutoConfig
+
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{directory}: no config.json; expected a Hugging Face model directory")
+    try:
+        return DecoderConfig.from_hf(AutoConfig.from_pretrained(path))
+    except (KeyError, OSError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"{path / 'config.json'}: not a readable model config ({e})") from e
+    except ValueError as e:
+        if isinstance(e, CheckpointError):
+            raise
+        raise CheckpointError(f"{path / 'config.json'}: {e}") from e
+
+
+def load_decoder(
+    directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", layers: int | None = None
+) -> Decoder:
+    """Decoder from a HF safetensors directory, in eval mode; `layers` keeps only the first ones (with the shared head)."""
+    path = Path(directory)
+    config = load_config(path)
+    tensors = read_tensors(path)
+    if layers is not None:
+        config, tensors = first_layers(config, tensors, layers)
+    model = Decoder(config).to(dtype)
+    assign(model, tensors, str(path))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def first_layers(
+    config: DecoderConfig, tensors: dict[str, torch.Tensor], layers: int
+) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
+    """The sub-model made of the first `layers` layers, with the same embedding, final norm and head."""
+    import copy
+
+    if not 0 < layers <= config.num_layers:
+        raise CheckpointError(f"layers: {layers} is not in 1..{config.num_layers}")
+    hf: Any = copy.deepcopy(config.hf)
+    hf.num_hidden_layers = layers
+    if getattr(hf, "layer_types", None):
+        hf.layer_types = hf.layer_types[:layers]
+    kept = {k: v for k, v in tensors.items() if not k.startswith("model.layers.") or int(k.split(".")[2]) < layers}
+    return DecoderConfig.from_hf(hf), kept
+
+
+def save_decoder(model: Decoder, directory: str | Path) -> None:
+    """Write config.json and model.safetensors, readable by `transformers`; the weights file is renamed into place."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    model.config.hf.save_pretrained(path)
+    part = path / "model.safetensors.part"
+    save_file(tensors_of(model), part, metadata={"format": "pt"})
+    part.replace(path / "model.safetensors")
