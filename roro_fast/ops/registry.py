@@ -1,0 +1,79 @@
+"""Which implementation serves an op: frozen records, an `(ok, reason)` check each, and no silent fallback.
+
+`auto` (the default) takes the usable implementation of highest priority. A name given as `impl=` or in the environment
+variable `RORO_IMPL` ("reference" for every op, or "sample_step=reference,router_score=cpu") is an order: if it cannot
+serve the call, that is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from roro_fast.errors import ConfigError
+
+Usable = Callable[[torch.device, torch.dtype], tuple[bool, str]]
+
+
+def always(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    return True, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an op. Higher `priority` wins under auto; the reference has 0."""
+
+    op: str
+    name: str
+    fn: Callable[..., Any]
+    usable: Usable = always
+    priority: int = 0
+
+
+_TABLE: dict[str, dict[str, Implementation]] = {}
+
+
+def register(impl: Implementation) -> None:
+    _TABLE.setdefault(impl.op, {})[impl.name] = impl
+    select.cache_clear()
+
+
+def ops() -> list[str]:
+    return sorted(_TABLE)
+
+
+def implementations(op: str) -> list[Implementation]:
+    """All registered implementations of `op`, best first."""
+    return sorted(_TABLE[op].values(), key=lambda i: -i.priority)
+
+
+def requested(op: str) -> str | None:
+    """What RORO_IMPL asks for `op`; None means auto."""
+    value = os.environ.get("RORO_IMPL", "")
+    for item in filter(None, value.split(",")):
+        name, _, impl = item.partition("=")
+        if not impl:
+            return None if name == "auto" else name
+        if name == op:
+            return None if impl == "auto" else impl
+    return None
+
+
+@lru_cache(maxsize=512)
+def select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None = None) -> Callable[..., Any]:
+    """The function that serves `op` on tensors of this device and dtype. Raises ConfigError for an impossible order."""
+    wanted = impl or requested(op)
+    if wanted is None:
+        return next(i for i in implementations(op) if i.usable(device, dtype)[0]).fn
+    found = _TABLE[op].get(wanted)
+    if found is None:
+        raise ConfigError(f"impl: op {op!r} has no implementation {wanted!r}; choose one of {', '.join(_TABLE[op])}")
+    ok, reason = found.usable(device, dtype)
+    if not ok:
+        raise ConfigError(f"impl: {op}:{wanted} cannot serve {device.type}/{dtype}: {reason}")
+    return found.fn

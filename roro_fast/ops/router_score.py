@@ -1,0 +1,90 @@
+"""Score the boundary rows of all sequences with the routing MLP and sample an action each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from roro_fast.ops.registry import Implementation, register, select
+
+
+class RouterWeights(NamedTuple):
+    """One hidden layer over [rms_norm(hidden) * norm, signals]. D units, K actions; H may be 0 (signals only).
+
+    norm [H]; w1 [D, H + S]; b1 [D]; w2 [K, D]; b2 [K].
+    """
+
+    norm: torch.Tensor
+    w1: torch.Tensor
+    b1: torch.Tensor
+    w2: torch.Tensor
+    b2: torch.Tensor
+
+
+class RouterScore(NamedTuple):
+    """action [N] int64; logprob, entropy [N] float32; probs, logits [N, K] float32."""
+
+    action: torch.Tensor
+    logprob: torch.Tensor
+    entropy: torch.Tensor
+    probs: torch.Tensor
+    logits: torch.Tensor
+
+
+def router_score(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    signals: torch.Tensor,
+    weights: RouterWeights,
+    uniforms: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+    *,
+    impl: str | None = None,
+) -> RouterScore:
+    """Gather rows of `hidden`, RMS-norm, concatenate signals, MLP (SiLU), budget bias, softmax, sample.
+
+    hidden [T, H] (H may be 0), rows [N] int64 into T or None for all; signals [N, S] float32; uniforms [N] float32;
+    bias [N, K] float32 added to the logits before the temperature (the per-request budget). temperature 0 means greedy.
+    """
+    fn = select("router_score", signals.device, weights.w1.dtype, impl)
+    out: RouterScore = fn(hidden, rows, signals, weights, uniforms, bias, temperature, eps)
+    return out
+
+
+def logits_of(hidden: torch.Tensor, signals: torch.Tensor, w: RouterWeights, eps: float = 1e-6) -> torch.Tensor:
+    """Action logits [N, K] with autograd: the differentiable part that training shares with the reference."""
+    h = hidden.float()
+    if h.shape[-1]:
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.norm.float()
+    x = torch.cat((h, signals.float()), -1)
+    return F.linear(F.silu(F.linear(x, w.w1.float(), w.b1.float())), w.w2.float(), w.b2.float())
+
+
+def reference(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    signals: torch.Tensor,
+    weights: RouterWeights,
+    uniforms: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+) -> RouterScore:
+    logits = logits_of(hidden if rows is None else hidden[rows], signals, weights, eps)
+    if bias is not None:
+        logits = logits + bias
+    logp = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
+    probs = logp.exp()
+    if temperature > 0:
+        action = (probs.cumsum(-1) <= uniforms[:, None]).sum(-1).clamp_max(probs.shape[-1] - 1)
+    else:
+        action = probs.argmax(-1)
+    entropy = -(probs * logp).sum(-1)
+    return RouterScore(action, logp.gather(-1, action[:, None]).squeeze(-1), entropy, probs, logits)
+
+
+register(Implementation("router_score", "reference", reference))

@@ -1,0 +1,94 @@
+"""Sample one token per row from supplied uniforms, with the statistics routing needs, in one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from roro_fast.ops.registry import Implementation, register, select
+
+
+class SampledStep(NamedTuple):
+    """token [N] int64; logprob, entropy (nats), max_prob [N] float32 of the untempered distribution; finite [N] bool."""
+
+    token: torch.Tensor
+    logprob: torch.Tensor
+    entropy: torch.Tensor
+    max_prob: torch.Tensor
+    finite: torch.Tensor
+
+
+def sample_step(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> SampledStep:
+    """Temperature / top-k / top-p sampling by inverse CDF over token ids in increasing order.
+
+    logits [N, V] any float dtype; uniforms [N] float32 in [0, 1); temperature [N] float32, 0 means greedy (lowest id
+    wins a tie); top_k [N] int64, 0 means off; top_p [N] float32, 1 means off. Rows with NaN or without a finite
+    maximum have `finite` False and token 0.
+    """
+    return select("sample_step", logits.device, logits.dtype, impl)(logits, uniforms, temperature, top_k, top_p)
+
+
+def reference(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+) -> SampledStep:
+    x = logits.float()
+    top = x.amax(-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
+    finite = torch.isfinite(top.squeeze(-1))  # amax propagates NaN
+    x = x.masked_fill(~finite[:, None], 0.0)
+    logp = torch.log_softmax(x, -1)
+    p = logp.exp()
+    entropy = -(p * logp.nan_to_num(neginf=0.0)).sum(-1)
+    token = x.argmax(-1)
+    hot = temperature > 0
+    if bool(hot.any()):
+        t = temperature.clamp_min(1e-6)[:, None]
+        scaled = torch.where(hot[:, None], x / t, x)
+        token = torch.where(hot, _inverse_cdf(_truncate(scaled, top_k, top_p), uniforms), token)
+    token = token.masked_fill(~finite, 0)
+    logprob = logp.gather(-1, token[:, None]).squeeze(-1)
+    return SampledStep(token, logprob, entropy, p.amax(-1), finite)
+
+
+def _truncate(x: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:
+    """Logits outside the top-k ids, then outside the smallest set of mass >= top_p, set to -inf."""
+    use_k = top_k is not None and bool((top_k > 0).any())
+    use_p = top_p is not None and bool((top_p < 1).any())
+    if not (use_k or use_p):
+        return x
+    order = x.argsort(-1, descending=True, stable=True)
+    s = x.gather(-1, order)
+    rank = torch.arange(x.shape[-1], device=x.device)
+    if use_k:
+        assert top_k is not None
+        k = torch.where(top_k > 0, top_k, x.shape[-1])
+        s = s.masked_fill(rank >= k[:, None], float("-inf"))
+    if use_p:
+        assert top_p is not None
+        p = torch.softmax(s, -1)
+        before = p.cumsum(-1) - p
+        s = s.masked_fill((before >= top_p[:, None]) & (rank > 0), float("-inf"))
+    return torch.empty_like(x).scatter_(-1, order, s)
+
+
+def _inverse_cdf(x: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """First id whose cumulative probability exceeds the uniform; never an id of probability zero."""
+    p = torch.softmax(x, -1)
+    cdf = p.double().cumsum(-1)
+    target = uniforms.double()[:, None] * cdf[:, -1:]
+    return ((cdf > target) & (p > 0)).int().argmax(-1)
+
+
+register(Implementation("sample_step", "reference", reference))
