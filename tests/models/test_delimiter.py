@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from roro_fast.errors import ConfigError
 from roro_fast.models import nano_tokenizer
-from roro_fast.models.delimiter import delimiter_ids
+from roro_fast.models.delimiter import StepBoundary, delimiter_ids
 
 BLANK = "\n\n"
 
@@ -49,3 +52,55 @@ def test_added_tokens_count_and_special_ones_do_not():
 def test_impossible_delimiter_names_the_field(delimiter):
     with pytest.raises(ConfigError, match=r"engine\.delimiter"):
         delimiter_ids(nano_tokenizer.build(), delimiter)
+
+
+def test_boundary_spans_tokens():
+    tok = byte_level(["x", "\n", "\n\n", ".\n", "\ny", " ", "\n\n\n"])
+    boundary = StepBoundary(tok, BLANK)
+    assert boundary.ends([0, 1, 1, 0]) == [3]
+    assert boundary.ends([0, 3, 4, 0]) == [3]
+    assert boundary.ends([0, 1, 5, 1, 0]) == []
+    assert boundary.ends([0, 2, 1, 0, 6]) == [2, 5]
+    assert boundary.ends([1, 1, 1, 1, 1]) == [2, 4]
+
+
+def test_boundary_equals_splitting_the_text():
+    """Against an independent definition: decode each step so far and look for the delimiter."""
+    texts = ["a", "\n", "\n\n", "b\n", "\nc", " \n\n ", "-", "\n\n\n", "--"]
+    tok, rng = byte_level(texts), random.Random(0)
+    for delimiter in (BLANK, "\n", "-\n-", "---"):
+        boundary = StepBoundary(tok, delimiter)
+        for _ in range(300):
+            ids = [rng.randrange(len(texts)) for _ in range(rng.randrange(12))]
+            want, step = [], ""
+            for i, token in enumerate(ids):
+                step += texts[token]
+                if delimiter in step:
+                    want.append(i + 1)
+                    step = ""
+            assert boundary.ends(ids) == want
+
+
+def test_advance_equals_ends():
+    tok = byte_level(["x", "\n", "\n\n", ".\n", "\ny"])
+    boundary = StepBoundary(tok, BLANK, vocab_size=8)
+    assert boundary.table.shape == (2, 8)
+    rows = torch.randint(0, 8, (16, 40), generator=torch.Generator().manual_seed(0))
+    states, closed = torch.zeros(16, dtype=torch.int64), []
+    for column in rows.T:
+        states, hit = boundary.advance(states, column)
+        closed.append(hit)
+    for row, hits in zip(rows, torch.stack(closed, 1), strict=True):
+        assert boundary.ends(row.tolist()) == (hits.nonzero().flatten() + 1).tolist()
+
+
+def test_control_tokens_break_a_match():
+    tok = byte_level(["x", "\n"])
+    tok.add_special_tokens(["<end>\n"])
+    assert StepBoundary(tok, BLANK).ends([0, 1, 2, 1, 1]) == [5]
+
+
+@pytest.mark.parametrize("delimiter", ["", "<step>"])
+def test_boundary_that_cannot_be_reached_names_the_field(delimiter):
+    with pytest.raises(ConfigError, match=r"engine\.delimiter"):
+        StepBoundary(nano_tokenizer.build(), delimiter)
