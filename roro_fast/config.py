@@ -1,0 +1,368 @@
+"""The configuration of a run: typed sections whose invariants name the key and the fix.
+
+A config is a YAML file or a packaged preset plus `key=value` overrides; `roro_fast.config_io` loads and saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roro_fast.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+ACTION_SPACES = ("next", "regenerate")
+ORDERS = ("judge_first", "rubricor_first")
+PROCESS_REWARDS = ("judge", "none", "formula", "fixed_rubric", "random_rubric", "shuffled")
+COLLECT_ARMS = ("all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical", "policy")
+EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro")
+
+
+def require(ok: bool, key: str, problem: str) -> None:
+    """Raise ConfigError `key: problem` unless `ok`; `problem` says what is wrong and what to write instead."""
+    if not ok:
+        raise ConfigError(f"{key}: {problem}")
+
+
+def choose(value: str, key: str, choices: Sequence[str]) -> None:
+    require(value in choices, key, f"{value!r} is not one of {', '.join(choices)}")
+
+
+def choose_all(values: Sequence[str], key: str, choices: Sequence[str]) -> None:
+    require(len(values) > 0, key, f"is empty; list at least one of {', '.join(choices)}")
+    for v in values:
+        choose(v, key, choices)
+    require(len(set(values)) == len(values), key, f"{list(values)} repeats a name; name each once")
+
+
+def at_least(value: float, low: float, key: str) -> None:
+    require(value >= low, key, f"{value} is too small; use {low} or more")
+
+
+def share(value: float, key: str) -> None:
+    require(0.0 <= value <= 1.0, key, f"{value} is not in [0, 1]")
+
+
+def positive(value: float, key: str) -> None:
+    require(value > 0, key, f"{value} must be greater than 0")
+
+
+@dataclass
+class RunConfig:
+    """Where results go (`dir`/`name`) and the one seed everything else is derived from."""
+
+    name: str = "nano"
+    dir: str = "runs"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.name) and self.name not in (".", ".."), "run.name", "is empty; give the run a name")
+        require("/" not in self.name, "run.name", f"{self.name!r} holds a '/'; put folders in run.dir")
+        at_least(self.seed, 0, "run.seed")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.dir) / self.name
+
+
+@dataclass
+class TaskConfig:
+    """The source of queries. `path` is the file of a benchmark task; `seed` selects the drawn queries."""
+
+    name: str = "ledger"
+    path: str = ""
+    n_train: int = 1000
+    n_calibrate: int = 100
+    n_test: int = 200
+    seed: int = 0
+    chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "task.name", "is empty; try 'ledger'")
+        for key in ("n_train", "n_calibrate", "n_test"):
+            at_least(getattr(self, key), 1, f"task.{key}")
+        at_least(self.seed, 0, "task.seed")
+
+
+@dataclass
+class ModelsConfig:
+    """The pool, smallest first. A path is a model directory or a packaged name such as 'nano/small'.
+
+    `layers` keeps only the first layers of a model (0: all), one entry per model; an empty list keeps all layers.
+    """
+
+    paths: list[str] = field(default_factory=lambda: ["nano/small", "nano/large"])
+    labels: list[str] = field(default_factory=lambda: ["small", "large"])
+    layers: list[int] = field(default_factory=list)
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        k = len(self.paths)
+        require(k >= 2, "models.paths", f"routing needs at least two models, got {k}; list them smallest first")
+        require(all(self.paths), "models.paths", "holds an empty path; name a model directory or a packaged model")
+        require(
+            len(self.labels) == k,
+            "models.labels",
+            f"{len(self.labels)} labels for {k} models; give one each",
+        )
+        require(len(set(self.labels)) == k, "models.labels", f"{self.labels} repeats a label; labels must differ")
+        require(
+            len(self.layers) in (0, k),
+            "models.layers",
+            f"{len(self.layers)} entries for {k} models; give one each",
+        )
+        for n in self.layers:
+            at_least(n, 0, "models.layers")
+        choose(self.dtype, "models.dtype", DTYPES)
+        require(bool(self.device), "models.device", "is empty; use 'cpu' or 'cuda'")
+
+
+@dataclass
+class EngineConfig:
+    """StepEngine's limits and sampling. `kv_bytes` is the byte budget of the page pool; '256MiB' is accepted too.
+
+    `max_new_tokens` and `max_steps` cap one answer; `temperature` is the sampling temperature of evaluation
+    (collection and training have their own).
+    """
+
+    delimiter: str = "\n\n"
+    max_num_seqs: int = 256
+    kv_bytes: int = 256 << 20
+    page_size: int = 16
+    max_new_tokens: int = 128
+    max_steps: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.delimiter), "engine.delimiter", r'is empty; the usual one is "\n\n"')
+        require(
+            "\\n" not in self.delimiter,
+            "engine.delimiter",
+            "holds a backslash and an n, not a line break; quote it twice in a shell: 'engine.delimiter=\"\\n\\n\"'",
+        )
+        for key in ("max_num_seqs", "kv_bytes", "page_size", "max_new_tokens", "max_steps"):
+            at_least(getattr(self, key), 1, f"engine.{key}")
+        at_least(self.temperature, 0.0, "engine.temperature")
+        at_least(self.top_k, 0, "engine.top_k")
+        require(0 < self.top_p <= 1, "engine.top_p", f"{self.top_p} is not in (0, 1]; 1 turns it off")
+
+
+@dataclass
+class CollectConfig:
+    """Which arms roll out how many samples of the first `n_queries` training queries."""
+
+    arms: list[str] = field(
+        default_factory=lambda: ["all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical"]
+    )
+    samples: int = 1
+    n_queries: int = 200
+    thresholds: list[float] = field(default_factory=lambda: [0.7, 0.9, 0.97])
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        choose_all(self.arms, "collect.arms", COLLECT_ARMS)
+        at_least(self.samples, 1, "collect.samples")
+        at_least(self.n_queries, 1, "collect.n_queries")
+        at_least(self.temperature, 0.0, "collect.temperature")
+        require(
+            "confidence" not in self.arms or len(self.thresholds) > 0,
+            "collect.thresholds",
+            "is empty but the 'confidence' arm sweeps it; list values in [0, 1] or drop the arm",
+        )
+        for t in self.thresholds:
+            share(t, "collect.thresholds")
+
+
+@dataclass
+class PairsConfig:
+    """Margins and weights of the lexicographic preference (method.md section 4)."""
+
+    cost_margin: float = 0.10
+    equal_cost: float = 0.20
+    quality_margin: float = 0.02
+    weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])
+    max_per_query: int = 8
+    holdout: float = 0.2
+
+    def __post_init__(self) -> None:
+        for key in ("cost_margin", "equal_cost", "quality_margin", "holdout"):
+            share(getattr(self, key), f"pairs.{key}")
+        require(self.holdout < 1, "pairs.holdout", "1.0 leaves no pair to train on; use e.g. 0.2")
+        require(len(self.weights) == 3, "pairs.weights", f"needs 3 (critical, switches, waste), got {self.weights}")
+        require(
+            min(self.weights) >= 0 and abs(sum(self.weights) - 1.0) < 1e-6,
+            "pairs.weights",
+            f"{self.weights} must be non-negative and sum to 1",
+        )
+        at_least(self.max_per_query, 1, "pairs.max_per_query")
+
+
+@dataclass
+class RubricConfig:
+    """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
+
+    `rubricor` and `judge` are model directories or packaged names to start from; empty means fresh nano decoders.
+    """
+
+    rubricor: str = ""
+    judge: str = ""
+    order: str = "judge_first"
+    rounds: int = 3
+    group_size: int = 6
+    sft_steps: int = 200
+    sft_lr: float = 2e-3
+    steps: int = 20
+    judge_lr: float = 3e-4
+    rubricor_lr: float = 3e-4
+    batch_size: int = 32
+    kl: float = 1e-3
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    temperature: float = 1.0
+    max_criteria: int = 6
+    max_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        choose(self.order, "rubric.order", ORDERS)
+        at_least(self.rounds, 1, "rubric.rounds")
+        require(
+            self.group_size >= 2,
+            "rubric.group_size",
+            f"{self.group_size} is no group to normalise by; use 2 or more",
+        )
+        for key in ("sft_steps", "steps"):
+            at_least(getattr(self, key), 0, f"rubric.{key}")
+        for key in ("sft_lr", "judge_lr", "rubricor_lr", "temperature"):
+            positive(getattr(self, key), f"rubric.{key}")
+        for key in ("batch_size", "max_tokens"):
+            at_least(getattr(self, key), 1, f"rubric.{key}")
+        require(3 <= self.max_criteria <= 6, "rubric.max_criteria", f"{self.max_criteria} is not in 3..6")
+        at_least(self.kl, 0.0, "rubric.kl")
+        clip_range(self.clip_low, self.clip_high, "rubric")
+
+
+@dataclass
+class RouterConfig:
+    """The routing policy and its GRPO. R = 1[correct] - lambda_cost * cost share + beta * process score in [-1, 1].
+
+    `process_reward` selects the score or one of the controls of method.md section 7.
+    """
+
+    action_space: str = "next"
+    signals: bool = True
+    hidden: bool = False
+    width: int = 64
+    lambda_cost: float = 0.3
+    beta: float = 0.3
+    process_reward: str = "judge"
+    group_size: int = 8
+    queries_per_step: int = 32
+    steps: int = 60
+    lr: float = 3e-3
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    entropy: float = 0.01
+    kl: float = 0.0
+    temperature: float = 0.0
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        choose(self.action_space, "router.action_space", ACTION_SPACES)
+        require(
+            self.signals or self.hidden,
+            "router.signals",
+            "is off and so is router.hidden; switch one on",
+        )
+        choose(self.process_reward, "router.process_reward", PROCESS_REWARDS)
+        at_least(self.lambda_cost, 0.0, "router.lambda_cost")
+        require(
+            0 <= self.beta < 0.5,
+            "router.beta",
+            f"{self.beta} is not in [0, 0.5): scores span [-1, 1], so 2 * beta must stay below 1 "
+            "or a process score could outweigh the outcome",
+        )
+        require(
+            self.group_size >= 2,
+            "router.group_size",
+            f"{self.group_size} is no group to normalise by; use 2 or more",
+        )
+        for key in ("width", "queries_per_step", "steps", "checkpoint_every"):
+            at_least(getattr(self, key), 1, f"router.{key}")
+        positive(self.lr, "router.lr")
+        for key in ("entropy", "kl", "temperature"):
+            at_least(getattr(self, key), 0.0, f"router.{key}")
+        clip_range(self.clip_low, self.clip_high, "router")
+
+
+@dataclass
+class CalibrateConfig:
+    """Budgets (share of all-large cost) for which decision thresholds are fitted on the calibrate split."""
+
+    budgets: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+
+    def __post_init__(self) -> None:
+        check_budgets(self.budgets, "calibrate.budgets")
+
+
+@dataclass
+class EvalConfig:
+    """Arms and budgets of the frontier, and the bootstrap resamples behind its intervals."""
+
+    arms: list[str] = field(
+        default_factory=lambda: ["all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro"]
+    )
+    budgets: list[float] = field(default_factory=lambda: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    n_boot: int = 1000
+
+    def __post_init__(self) -> None:
+        choose_all(self.arms, "eval.arms", EVAL_ARMS)
+        check_budgets(self.budgets, "eval.budgets")
+        at_least(self.n_boot, 1, "eval.n_boot")
+
+
+def clip_range(low: float, high: float, section: str) -> None:
+    require(0 < low < 1, f"{section}.clip_low", f"{low} is not in (0, 1); the usual value is 0.2")
+    require(high >= low, f"{section}.clip_high", f"{high} is below clip_low {low}; use {low} or more")
+
+
+def check_budgets(budgets: Sequence[float], key: str) -> None:
+    require(len(budgets) > 0, key, "is empty; list cost shares in (0, 1]")
+    require(all(0 < b <= 1 for b in budgets), key, f"{list(budgets)} holds a value outside (0, 1]")
+    require(list(budgets) == sorted(set(budgets)), key, f"{list(budgets)} must rise strictly")
+
+
+@dataclass
+class Config:
+    """All sections; see each for its keys."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    rubric: RubricConfig = field(default_factory=RubricConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.collect.n_queries <= self.task.n_train,
+            "collect.n_queries",
+            f"{self.collect.n_queries} is more than task.n_train {self.task.n_train}; change one",
+        )
+        require(
+            self.router.queries_per_step <= self.task.n_train,
+            "router.queries_per_step",
+            f"{self.router.queries_per_step} is more than task.n_train {self.task.n_train}; change one",
+        )
+        require(
+            len(self.models.paths) == 2 or self.router.action_space == "next",
+            "router.action_space",
+            "'regenerate' drafts with model 0 and is for two models; use 'next' for a larger pool",
+        )
