@@ -1,0 +1,397 @@
+"""StepEngine: continuous batching of stepwise-routed sequences over K models, with exact catch-up handoff.
+
+Every iteration runs each model once over a ragged batch in which decode rows and catch-up rows ride together: a sequence
+that switches models brings just the tokens its new writer has not seen. Sequences at a step boundary are routed in one
+`RoutingPolicy.decide` call per policy. See docs in `roro_fast.engine.slots` for the state and `.kv` for memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from roro_fast.engine import boundary, finish
+from roro_fast.engine.kv import KVCache
+from roro_fast.engine.memory import Memory
+from roro_fast.engine.policy import RoutingPolicy
+from roro_fast.engine.request import Request
+from roro_fast.engine.rng import uniforms
+from roro_fast.engine.score import score_prompts
+from roro_fast.engine.slots import Phase, Slots
+from roro_fast.engine.trajectory import Trajectory
+from roro_fast.errors import CapacityError, ConfigError
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.delimiter import delimiter_ids
+from roro_fast.ops.kv_handoff import plan
+from roro_fast.ops.paged_attention import paged_attention
+from roro_fast.ops.sample_step import sample_step
+
+DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
+
+
+class StepEngine:
+    """K models that share a tokenizer, one scheduler, one KV arena.
+
+    models: smallest first; their vocabularies may be padded differently, ids past the smallest one are never sampled.
+    delimiter: text whose tokens end a step. max_num_seqs: concurrent sequences. kv_bytes: size of the KV arena for all
+    models together. max_batch_tokens: tokens one forward may hold, longer prompts are chunked. max_model_len: context
+    cap, default the smallest model's.
+    """
+
+    def __init__(
+        self,
+        models: list[Decoder],
+        tokenizer: Any,
+        *,
+        delimiter: str = "\n\n",
+        max_num_seqs: int = 256,
+        kv_bytes: int = 256 << 20,
+        page_size: int = 16,
+        max_batch_tokens: int = 8192,
+        max_model_len: int | None = None,
+    ) -> None:
+        if not models:
+            raise ConfigError("models: the pool is empty; give at least one model")
+        if page_size < 1 or max_num_seqs < 1:
+            raise ConfigError("engine.page_size and engine.max_num_seqs must be at least 1")
+        if max_batch_tokens < max_num_seqs:
+            raise ConfigError(
+                f"engine.max_batch_tokens: {max_batch_tokens} is below engine.max_num_seqs {max_num_seqs}; "
+                "every decode row needs a token per iteration"
+            )
+        self.models, self.tokenizer = models, tokenizer
+        self.num_models = len(models)
+        self.delimiter_ids = np.array(sorted(delimiter_ids(tokenizer, delimiter)))
+        eos = {i for m in models for i in m.config.eos_ids} | {tokenizer.eos_token_id}
+        self.eos_ids = np.array(sorted(i for i in eos if i is not None))
+        self.vocab_size = min(m.config.vocab_size for m in models)
+        self.max_len = min([m.config.max_position for m in models] + [max_model_len or 1 << 62])
+        self.max_batch_tokens = max_batch_tokens
+        self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
+        self.kv = KVCache(models, kv_bytes=kv_bytes, page_size=page_size, num_slots=max_num_seqs, max_len=self.max_len)
+        self.memory = Memory(self.kv, self.slots)
+        self.waiting: deque[tuple[int, Request, RoutingPolicy | None]] = deque()
+        self.iterations = 0
+        self._ids = 0
+        self._done: list[Trajectory] = []
+        self._end = [""] * max_num_seqs  # finish reason that a step under judgement will bring if it is kept
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request, policy: RoutingPolicy | None = None) -> int:
+        """Queue a request; returns its id. Raises CapacityError or ConfigError before anything is queued."""
+        policy = request.policy or policy
+        self._check(request, policy)
+        self._ids += 1
+        self.waiting.append((self._ids, request, policy))
+        return self._ids
+
+    def _check(self, r: Request, policy: RoutingPolicy | None) -> None:
+        n = len(r.prompt_ids)
+        if n == 0:
+            raise ConfigError("request.prompt_ids: empty; a prompt needs at least one token")
+        if n >= self.max_len:
+            raise CapacityError(
+                f"request.prompt_ids: {n} tokens do not fit the context of {self.max_len}; shorten the prompt"
+            )
+        if r.max_new_tokens < 1 or r.max_steps < 1:
+            raise ConfigError("request.max_new_tokens and request.max_steps must be at least 1")
+        if max(r.prompt_ids) >= self.vocab_size or min(r.prompt_ids) < 0:
+            raise ConfigError(f"request.prompt_ids: an id is outside the shared vocabulary of {self.vocab_size}")
+        if not 0 <= r.model < self.num_models:
+            raise ConfigError(f"request.model: {r.model} is not in the pool of {self.num_models}")
+        if policy is not None and self.num_models < 2:
+            raise ConfigError("models: routing needs a pool of at least two models; add a larger one")
+        if policy is not None and policy.action_space not in ("next", "regenerate"):
+            raise ConfigError(f"policy.action_space: {policy.action_space!r}; use 'next' or 'regenerate'")
+        self.kv.check_fits(min(n + r.max_new_tokens, self.max_len), "request.max_new_tokens")
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting) or bool((self.slots.phase != Phase.FREE).any())
+
+    def abort(self, request_id: int) -> bool:
+        """Cancel a queued or running request. Returns False when it is unknown or already finished."""
+        for i, (rid, _, _) in enumerate(self.waiting):
+            if rid == request_id:
+                del self.waiting[i]
+                return True
+        for s in np.nonzero(self.slots.request_id == request_id)[0]:
+            self._release(int(s))
+            return True
+        return False
+
+    def fork(self, request_id: int, request: Request, policy: RoutingPolicy | None = None) -> int:
+        """A second sequence that shares everything written so far and goes on by itself under `request`'s settings.
+
+        The new request's prompt is the whole text so far. Raises KeyError when `request_id` is not running, and
+        CapacityError when no slot is free.
+        """
+        found = np.nonzero(self.slots.request_id == request_id)[0]
+        free = np.nonzero(self.slots.phase == Phase.FREE)[0]
+        if not len(found):
+            raise KeyError(f"request {request_id} is not running")
+        if not len(free):
+            raise CapacityError("engine.max_num_seqs: no free slot to fork into; raise it or wait")
+        source, target = int(found[0]), int(free[0])
+        request.prompt_ids = self.slots.tokens[source, : self.slots.length[source]].tolist()
+        policy = request.policy or policy
+        self._check(request, policy)
+        self._ids += 1
+        self._admit(target, self._ids, request, policy)
+        self.kv.fork(source, target)
+        return self._ids
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def rollout(
+        self, requests: Iterable[Request], policy: RoutingPolicy | None = None, *, on_error: str = "raise"
+    ) -> Iterator[Trajectory]:
+        """Stream trajectories as they finish, in no fixed order; requests are pulled as slots come free.
+
+        on_error "skip" turns a request the engine must refuse into a trajectory with finish_reason "refused" and
+        meta["error"], so that a long run goes on; "raise" raises it. Leaving the loop early cancels what is in flight.
+        """
+        source, mine = iter(requests), set()
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(self.waiting) < len(self.slots.phase):
+                    request = next(source, None)
+                    if request is None:
+                        exhausted = True
+                        break
+                    try:
+                        mine.add(self.add(request, policy))
+                    except (CapacityError, ConfigError) as e:
+                        if on_error == "raise":
+                            raise
+                        yield finish.refused(request, str(e))
+                if not self.has_work:
+                    break
+                for t in self.step():
+                    mine.discard(t.meta.pop("request_id"))
+                    yield t
+        finally:
+            for rid in mine:
+                self.abort(rid)
+
+    @torch.inference_mode()
+    def step(self) -> list[Trajectory]:
+        """One iteration: admit, decide, one forward per model with work. Returns what finished."""
+        slots = self.slots
+        free = np.nonzero(slots.phase == Phase.FREE)[0]
+        for s in free[: len(self.waiting)]:
+            self._admit(int(s), *self.waiting.popleft())
+        ready = np.nonzero(slots.phase == Phase.DECIDE)[0]
+        if len(ready):
+            self._decide(ready, None)
+        for m in range(self.num_models):
+            rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
+            if m == 0:
+                rows |= slots.phase == Phase.SCOUT
+            if rows.any():
+                self._forward(m, np.nonzero(rows)[0])
+        self.iterations += 1
+        done, self._done = self._done, []
+        return finish.with_texts(done, self.tokenizer)
+
+    def _admit(self, s: int, request_id: int, request: Request, policy: RoutingPolicy | None) -> None:
+        self.slots.admit(s, request, policy, request_id)
+        self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
+        self._end[s] = ""
+
+    def _forward(self, m: int, rows: np.ndarray) -> None:
+        """Run model m over the missing tokens of `rows`, then decide scouted rows and sample the next tokens."""
+        slots, kv, model = self.slots, self.kv, self.models[m]
+        rows, start, count, keys = self.memory.schedule(m, rows, self.max_batch_tokens)
+        if not len(rows):
+            return
+        batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
+        device = model.device
+        write = torch.from_numpy(batch.slots).to(device)
+        page, offset = write // kv.page_size, write % kv.page_size
+        context = start + count
+        width = kv.pages_for(int(context.max()))
+        table = torch.from_numpy(kv.table[m, rows, :width]).to(device)
+        kv_lens = torch.from_numpy(context).to(device)
+        cu = torch.from_numpy(batch.cu_seqlens).to(device)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            k_pages, v_pages = kv.pages[m][:, layer, 0], kv.pages[m][:, layer, 1]
+            k_pages[page, offset] = k
+            v_pages[page, offset] = v
+            return paged_attention(q, k_pages, v_pages, table, kv_lens, cu)
+
+        ids, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.positions))
+        hidden = model(ids, positions, attend)
+        kv.kv_len[m, rows] = context
+        slots.forward_tokens[m, rows] += count
+        slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
+        for s, chain in keys.items():
+            kv.publish_prefix(m, s, chain)
+
+        whole = context == slots.length[rows]
+        last = hidden[cu[1:][torch.from_numpy(whole).to(device)] - 1]
+        rows = rows[whole]
+        if len(rows):
+            self._after_forward(m, rows, last, model.logits(last)[:, : self.vocab_size])
+
+    def _after_forward(self, m: int, rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        slots = self.slots
+        counter = slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE
+        u = torch.from_numpy(uniforms(slots.key[rows], counter)).to(logits.device)
+        temperature, top_k, top_p = (
+            torch.from_numpy(a[rows]).to(logits.device) for a in (slots.temperature, slots.top_k, slots.top_p)
+        )
+        out = sample_step(logits, u, temperature, top_k, top_p)
+        token, logprob, entropy, max_prob, finite = (t.cpu().numpy() for t in out)
+        scouted = slots.phase[rows] == Phase.SCOUT
+        if scouted.any():
+            at = rows[scouted]
+            slots.scout_entropy[at], slots.scout_maxprob[at] = entropy[scouted], max_prob[scouted]
+            good = scouted & finite
+            if good.any():
+                self._decide(rows[good], hidden[torch.from_numpy(good).to(hidden.device)].float())
+            # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
+        live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
+        live &= slots.length[rows] == self.kv.kv_len[m, rows]
+        for s in rows[~finite]:
+            self.kv.scrub(int(s))
+            self._finish(int(s), "nan")
+        rows, token = rows[live], token[live]
+        if not len(rows):
+            return
+        slots.append(rows, token, logprob[live], entropy[live])
+        ended = np.isin(token, self.eos_ids)
+        full = slots.length[rows] >= slots.max_total[rows]
+        closed = ended | np.isin(token, self.delimiter_ids)
+        capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]
+        for i in np.nonzero(closed | full | capped)[0]:
+            s = int(rows[i])
+            reason = "eos" if ended[i] else self._full_reason(s) if full[i] else ""
+            self._step_ended(s, bool(closed[i]), reason)
+
+    def _full_reason(self, s: int) -> str:
+        request = self.slots.request[s]
+        assert request is not None
+        asked = self.slots.prompt_len[s] + request.max_new_tokens
+        return "length" if asked <= self.max_len else "context"
+
+    # -- step boundaries -------------------------------------------------------------------------------------------
+
+    def _step_ended(self, s: int, closed: bool, reason: str) -> None:
+        slots, policy = self.slots, self.slots.policy[s]
+        if slots.drafting[s]:
+            assert policy is not None
+            self._end[s] = reason
+            slots.draft_closed[s] = closed
+            slots.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
+            return
+        slots.keep_step(s, slots.close_step(s, closed))
+        self._next_step(s, reason)
+
+    def _next_step(self, s: int, reason: str) -> None:
+        """The current step was kept: finish, or get the next one going."""
+        slots, policy = self.slots, self.slots.policy[s]
+        if not reason and slots.step_index[s] >= slots.max_steps[s]:
+            reason = "steps"
+        if reason:
+            self._finish(s, reason)
+        elif policy is None:
+            slots.phase[s] = Phase.WRITE
+        elif slots.regenerate[s]:
+            slots.drafting[s], slots.writer[s], slots.phase[s] = True, 0, Phase.WRITE
+        else:
+            slots.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
+
+    def _decide(self, rows: np.ndarray, hidden: torch.Tensor | None) -> None:
+        """Ask each policy once about all its rows and put the answers into effect."""
+        slots = self.slots
+        owners = np.array([id(slots.policy[s]) for s in rows])
+        for owner in dict.fromkeys(owners.tolist()):
+            mine = owners == owner
+            group = rows[mine]
+            policy = slots.policy[group[0]]
+            assert policy is not None
+            scout = None if hidden is None else hidden[torch.from_numpy(mine).to(hidden.device)]
+            batch = boundary.build(slots, group, self.num_models, scout, self._decode)
+            actions = boundary.record(slots, group, policy.decide(batch), policy, self.num_models)
+            for s, action in zip(group.tolist(), actions.tolist(), strict=True):
+                self._apply(s, action)
+
+    def _apply(self, s: int, action: int) -> None:
+        slots = self.slots
+        slots.phase[s] = Phase.WRITE
+        if not slots.drafting[s]:
+            slots.writer[s] = action
+        elif action == 0:
+            slots.keep_step(s, slots.close_step(s, bool(slots.draft_closed[s])))
+            self._next_step(s, self._end[s])
+        else:
+            slots.discard_step(s)
+            self.kv.truncate(s, int(slots.length[s]))
+            slots.drafting[s], slots.writer[s] = False, action
+
+    def _decode(self, steps: list[list[int]]) -> list[str]:
+        return finish.decode(self.tokenizer, steps)
+
+    def _finish(self, s: int, reason: str) -> None:
+        self._done.append(finish.trajectory(self.slots, s, reason, self.models, time.perf_counter()))
+        self._release(s)
+
+    def _release(self, s: int) -> None:
+        self.kv.free(s)
+        self.slots.release(s)
+
+    # -- single-model services -------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        *,
+        n: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        model: int = 0,
+    ) -> list[list[list[int]]]:
+        """n completions per prompt by one model, each a list of token ids including EOS when it was produced."""
+        requests = [
+            Request(
+                p,
+                sample=j,
+                seed=seed + i,
+                max_new_tokens=max_new_tokens,
+                max_steps=max_new_tokens,
+                temperature=temperature,
+                model=model,
+                tag={"at": (i, j)},
+            )
+            for i, p in enumerate(prompts)
+            for j in range(n)
+        ]
+        out: list[list[list[int]]] = [[[] for _ in range(n)] for _ in prompts]
+        for t in self.rollout(requests):
+            i, j = t.meta["at"]
+            out[i][j] = t.token_ids
+        return out
+
+    def score(
+        self, prompts: list[list[int]], rows: list[list[int]], label_ids: list[int], *, model: int = 0
+    ) -> list[torch.Tensor]:
+        """Label probabilities at chosen positions: per prompt [len(rows[i]), len(label_ids)] float32, softmax over labels.
+
+        One forward pass per batch, only the K label rows of the head are multiplied. Raises ConfigError for a row
+        outside its prompt.
+        """
+        return score_prompts(self.models[model], prompts, rows, label_ids, self.max_batch_tokens)
+
+    def update_weights(self, model: int) -> None:
+        """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
+        self.kv.bump_version(model)

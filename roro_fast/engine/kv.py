@@ -1,0 +1,208 @@
+"""Paged KV of K models in one byte-budgeted arena, with a prefix cache and copy-on-write.
+
+The arena is cut in equal slabs. A slab belongs to one model at a time and holds a whole number of that model's pages, so
+memory moves between models as the routing shifts. A page holds all layers of `page_size` tokens:
+[layer, k/v, offset, kv_head, head_dim].
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from roro_fast.engine.pages import PagePool, chain_hashes
+from roro_fast.engine.rng import stream_key
+from roro_fast.errors import CapacityError, ConfigError
+from roro_fast.models.decoder import Decoder
+from roro_fast.ops.kv_handoff import copy_pages
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Counters since the engine was made: prefix pages reused and evicted, copies on write, idle drops, preemptions."""
+
+    hit_tokens: int = 0
+    evicted_pages: int = 0
+    cow_pages: int = 0
+    idle_drops: int = 0
+    preemptions: int = 0
+
+
+class KVCache:
+    """Page tables of `num_slots` sequences for every model: `table[m]` [slots, pages] and `kv_len` [K, slots] int64."""
+
+    def __init__(self, models: list[Decoder], *, kv_bytes: int, page_size: int, num_slots: int, max_len: int) -> None:
+        page_bytes = [m.config.kv_bytes_per_token(m.dtype.itemsize) * page_size for m in models]
+        slab = math.lcm(*page_bytes)
+        num_slabs = kv_bytes // slab
+        if num_slabs < 1:
+            raise ConfigError(f"engine.kv_bytes: {kv_bytes} is smaller than one slab of {slab} bytes; raise it")
+        per_slab = [slab // b for b in page_bytes]
+        self.page_size, self.num_models = page_size, len(models)
+        self.page_bytes = page_bytes
+        self.capacity = [num_slabs * n for n in per_slab]  # pages, when a model has the whole arena
+        self.pool = PagePool(num_slabs, per_slab)
+        # Zeroed: masked positions are multiplied by 0, which garbage that happens to be NaN would survive.
+        arena = torch.zeros(num_slabs * slab, dtype=torch.uint8, device=models[0].device)
+        self.pages = [
+            arena.view(m.dtype).view(n, m.config.num_layers, 2, page_size, m.config.num_kv_heads, m.config.head_dim)
+            for m, n in zip(models, self.capacity, strict=True)
+        ]
+        width = -(-max_len // page_size)
+        self.table = np.zeros((len(models), num_slots, width), np.int64)
+        self.num_pages = np.zeros((len(models), num_slots), np.int64)
+        self.kv_len = np.zeros((len(models), num_slots), np.int64)
+        self.shared = np.zeros((len(models), num_slots), bool)  # may hold pages others hold too: check before writing
+        self.versions = [0] * len(models)
+        self._cached: list[OrderedDict[int, int]] = [OrderedDict() for _ in models]
+        self.stats = CacheStats()
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def check_fits(self, tokens: int, field: str) -> None:
+        """CapacityError unless one sequence of `tokens` tokens fits the arena for every model."""
+        need = self.pages_for(tokens)
+        for m, capacity in enumerate(self.capacity):
+            if need > capacity:
+                raise CapacityError(
+                    f"{field}: a sequence of {tokens} tokens needs {need * self.page_bytes[m]} bytes of KV for model {m}, "
+                    f"engine.kv_bytes holds {capacity * self.page_bytes[m]}; raise engine.kv_bytes or lower the length"
+                )
+
+    # -- pages of one sequence -------------------------------------------------------------------------------------
+
+    def missing(self, m: int, slots: np.ndarray, upto: np.ndarray) -> np.ndarray:
+        """Pages each slot still needs to hold tokens [0, upto) of model m; [N] int64."""
+        return np.maximum(-(-upto // self.page_size) - self.num_pages[m, slots], 0)
+
+    def grow(self, m: int, slot: int, pages: list[int]) -> None:
+        n = self.num_pages[m, slot]
+        self.table[m, slot, n : n + len(pages)] = pages
+        self.num_pages[m, slot] = n + len(pages)
+
+    def alloc(self, m: int, n: int) -> list[int]:
+        """n pages or []; evicts unused prefix-cache pages of any model first if that is what it takes."""
+        pages = self.pool.alloc(m, n)
+        while not pages and self._evict_one():
+            pages = self.pool.alloc(m, n)
+        return pages
+
+    def drop(self, m: int, slot: int) -> int:
+        """Give back everything slot holds for model m; returns the number of pages."""
+        n = int(self.num_pages[m, slot])
+        if n:
+            self.pool.decref(m, self.table[m, slot, :n].tolist())
+        self.num_pages[m, slot] = self.kv_len[m, slot] = 0
+        self.shared[m, slot] = False
+        return n
+
+    def free(self, slot: int) -> None:
+        for m in range(self.num_models):
+            self.drop(m, slot)
+
+    def scrub(self, slot: int) -> None:
+        """Zero the slot's pages that nobody else holds: NaN must not outlive the sequence that made it."""
+        for m in range(self.num_models):
+            for page in self.table[m, slot, : self.num_pages[m, slot]].tolist():
+                if self.pool.refcount(m, page) == 1:
+                    self.pages[m][page].zero_()
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget tokens from `length` on; the pages stay with the slot."""
+        self.kv_len[:, slot] = np.minimum(self.kv_len[:, slot], length)
+        self.shared[:, slot] |= self.num_pages[:, slot] > 0
+
+    def fork(self, source: int, target: int) -> None:
+        """Let `target` share every page of `source`; whoever writes a shared page first gets a private copy."""
+        for m in range(self.num_models):
+            n = int(self.num_pages[m, source])
+            self.table[m, target, :n] = self.table[m, source, :n]
+            self.pool.incref(m, self.table[m, source, :n].tolist())
+            self.num_pages[m, target] = n
+            self.kv_len[m, target] = self.kv_len[m, source]
+            self.shared[m, source] = self.shared[m, target] = n > 0
+
+    def make_writable(self, m: int, slot: int, start: int, stop: int) -> bool:
+        """Copy pages that tokens [start, stop) will be written to and that others hold too. False if memory ran out."""
+        lo, hi = start // self.page_size, min(self.pages_for(stop), int(self.num_pages[m, slot]))
+        for i in range(lo, hi):
+            page = int(self.table[m, slot, i])
+            if self.pool.refcount(m, page) == 1:
+                continue
+            fresh = self.alloc(m, 1)
+            if not fresh:
+                return False
+            device = self.pages[m].device
+            copy_pages(self.pages[m], torch.tensor([page], device=device), torch.tensor(fresh, device=device))
+            self.pool.decref(m, [page])
+            self.table[m, slot, i] = fresh[0]
+            self.stats.cow_pages += 1
+        if hi == self.num_pages[m, slot]:
+            self.shared[m, slot] = False
+        return True
+
+    # -- prefix cache ----------------------------------------------------------------------------------------------
+
+    def chain(self, m: int, tokens: np.ndarray) -> list[int]:
+        """Cache keys of all full pages of `tokens` for model m at its current weights."""
+        return chain_hashes(stream_key(m, self.versions[m]), tokens.tolist(), self.page_size)
+
+    def attach_prefix(self, m: int, slot: int, keys: list[int], length: int) -> int:
+        """Share cached pages of the longest known prefix; the last token is always left to compute. Returns tokens."""
+        cached = self._cached[m]
+        hits: list[int] = []
+        for key in keys[: (length - 1) // self.page_size]:
+            page = cached.get(key)
+            if page is None:
+                break
+            cached.move_to_end(key)
+            hits.append(page)
+        if hits:
+            self.pool.incref(m, hits)
+            self.grow(m, slot, hits)
+            self.kv_len[m, slot] = len(hits) * self.page_size
+            self.stats.hit_tokens += len(hits) * self.page_size
+        return len(hits) * self.page_size
+
+    def publish_prefix(self, m: int, slot: int, keys: list[int]) -> None:
+        """Enter the slot's computed full pages into the cache, which holds a reference of its own."""
+        cached = self._cached[m]
+        full = min(len(keys), int(self.kv_len[m, slot]) // self.page_size)
+        for key, page in zip(keys[:full], self.table[m, slot, :full].tolist(), strict=True):
+            if key not in cached:
+                self.pool.incref(m, [page])
+                cached[key] = page
+
+    def clear_prefixes(self, m: int) -> None:
+        self.pool.decref(m, list(self._cached[m].values()))
+        self._cached[m].clear()
+
+    def bump_version(self, m: int) -> None:
+        """The weights of model m changed: nothing cached for it may be reused."""
+        self.versions[m] += 1
+        self.clear_prefixes(m)
+
+    def _evict_one(self) -> bool:
+        """Drop the least recently used cached page that no sequence holds, from the model that caches most bytes."""
+        order = sorted(range(self.num_models), key=lambda m: -len(self._cached[m]) * self.page_bytes[m])
+        for m in order:
+            for key, page in self._cached[m].items():
+                if self.pool.refcount(m, page) == 1:
+                    del self._cached[m][key]
+                    self.pool.decref(m, [page])
+                    self.stats.evicted_pages += 1
+                    return True
+        return False
+
+    def leaked_pages(self) -> int:
+        """Pages in use that neither a slot nor the cache accounts for; 0 unless there is a bug."""
+        held: list[set[int]] = [set(c.values()) for c in self._cached]
+        for m in range(self.num_models):
+            for slot in np.nonzero(self.num_pages[m])[0]:
+                held[m].update(self.table[m, slot, : self.num_pages[m, slot]].tolist())
+        return sum(self.pool.used(m) - len(held[m]) for m in range(self.num_models))

@@ -1,0 +1,140 @@
+"""Which rows a forward can take, and where their pages come from when memory is short.
+
+The ladder: free pages, unused prefix-cache pages, KV that a sequence holds for models it is not using, then preemption
+of the youngest sequence (its KV is dropped and recomputed later; its tokens stay). The oldest sequence is never
+preempted and always fits by admission, so the engine always makes progress.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roro_fast.engine.kv import KVCache
+from roro_fast.engine.slots import Phase, Slots
+
+
+class Memory:
+    """Scheduling decisions that depend on pages."""
+
+    def __init__(self, kv: KVCache, slots: Slots) -> None:
+        self.kv, self.slots = kv, slots
+
+    def schedule(
+        self, m: int, rows: np.ndarray, max_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, list[int]]]:
+        """(rows, start, count, prefix keys by slot) of this iteration's forward of model m, pages reserved.
+
+        Decode rows come first, longer ones by age; a row that does not fit the token budget is chunked or waits.
+        """
+        kv, slots = self.kv, self.slots
+        rows, keys = self._touch(m, rows)
+        # Logits come from running the last token; a fork may hold its KV already (an equal write, but never to a shared page).
+        known = rows[kv.kv_len[m, rows] == slots.length[rows]]
+        kv.kv_len[m, known] -= 1
+        kv.shared[m, known] = True
+        start = kv.kv_len[m, rows]
+        need = slots.length[rows] - start
+        order = np.lexsort((slots.arrival[rows], need > 1))
+        rows, start, need = rows[order], start[order], need[order]
+        before = np.cumsum(need) - need
+        count = np.minimum(need, max_tokens - before)
+        fits = count > 0
+        rows, start, count = rows[fits], start[fits], count[fits]
+        ok = self._reserve(m, rows, start, start + count)
+        served = set(rows[ok].tolist()) if keys else ()
+        return rows[ok], start[ok], count[ok], {s: k for s, k in keys.items() if s in served}
+
+    def _touch(self, m: int, rows: np.ndarray) -> tuple[np.ndarray, dict[int, list[int]]]:
+        """First contact of sequences with model m: share cached prefixes, and let one of several equals go first."""
+        kv, slots = self.kv, self.slots
+        fresh = kv.num_pages[m, rows] == 0
+        if not fresh.any():
+            return rows, {}
+        keys: dict[int, list[int]] = {}
+        leading: set[int] = set()
+        wait: set[int] = set()
+        for s in rows[fresh][np.argsort(slots.arrival[rows[fresh]])].tolist():
+            length = int(slots.length[s])
+            chain = kv.chain(m, slots.tokens[s, :length])
+            hit = kv.attach_prefix(m, s, chain, length) // kv.page_size
+            if hit < (length - 1) // kv.page_size and not slots.paused[s]:
+                if chain[hit] in leading:
+                    wait.add(
+                        s
+                    )  # the same page is being computed in this very forward: take it from the cache next time
+                    kv.drop(m, s)
+                    continue
+                leading.add(chain[hit])
+            keys[s] = chain
+        return (rows[~np.isin(rows, list(wait))] if wait else rows), keys
+
+    def _reserve(self, m: int, rows: np.ndarray, start: np.ndarray, upto: np.ndarray) -> np.ndarray:
+        """Pages for tokens [0, upto) of each row, private where [start, upto) is written; bool mask of rows served."""
+        kv, slots = self.kv, self.slots
+        need = kv.missing(m, rows, upto)
+        total = int(need.sum())
+        calm = not slots.paused[rows].any() and not kv.shared[m, rows].any()
+        if calm and total == 0:
+            return np.ones(len(rows), bool)
+        if calm and total <= kv.pool.available(m):
+            pages = kv.pool.alloc(m, total)
+            at = 0
+            for i in np.nonzero(need)[0]:
+                kv.grow(m, int(rows[i]), pages[at : at + need[i]])
+                at += int(need[i])
+            return np.ones(len(rows), bool)
+        ok = np.zeros(len(rows), bool)
+        for i in np.argsort(slots.arrival[rows], kind="stable"):
+            s = int(rows[i])
+            # A younger row may have lost its KV to an older one a moment ago; its plan is void.
+            if kv.kv_len[m, s] == start[i] and self._may_run(s, m, int(need[i])):
+                ok[i] = self._serve(m, s, int(start[i]), int(upto[i]))
+        return ok
+
+    def _may_run(self, s: int, m: int, need: int) -> bool:
+        """A preempted sequence comes back when there is room to spare, or when nobody else is running."""
+        slots = self.slots
+        if not slots.paused[s]:
+            return True
+        running = (slots.phase != Phase.FREE) & ~slots.paused
+        if running.any() and self.kv.pool.available(m) < need + int(running.sum()):
+            return False
+        slots.paused[s] = False
+        return True
+
+    def _serve(self, m: int, s: int, start: int, upto: int) -> bool:
+        kv = self.kv
+        while True:
+            if not kv.shared[m, s] or kv.make_writable(m, s, start, upto):
+                n = int(kv.missing(m, np.array([s]), np.array([upto]))[0])
+                pages = kv.alloc(m, n) if n else []
+                if len(pages) == n:
+                    kv.grow(m, s, pages)
+                    return True
+            if not self._relieve(m, s):
+                return False
+
+    def _relieve(self, m: int, s: int) -> bool:
+        """Take pages from somebody, least painful first. False when nothing is left to take from younger sequences."""
+        kv, slots = self.kv, self.slots
+        held = kv.num_pages > 0
+        idle = held & (np.arange(kv.num_models)[:, None] != slots.writer)
+        idle[0] &= slots.phase != Phase.SCOUT
+        idle[m, s] = False
+        if idle.any():
+            models, owners = np.nonzero(idle)
+            youngest = int(np.argmax(slots.arrival[owners]))
+            kv.drop(int(models[youngest]), int(owners[youngest]))
+            kv.stats.idle_drops += 1
+            return True
+        others = held.any(0) & (slots.arrival > slots.arrival[s])
+        if not others.any():
+            own = [j for j in range(kv.num_models) if j != m and held[j, s]]
+            for j in own:
+                kv.drop(j, s)
+            return bool(own)
+        victim = int(np.argmax(np.where(others, slots.arrival, -1)))
+        kv.free(victim)
+        slots.paused[victim] = True
+        kv.stats.preemptions += 1
+        return True

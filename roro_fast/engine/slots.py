@@ -1,0 +1,142 @@
+"""State of all running sequences as arrays, one row a slot, so that no token-level work is per-sequence Python."""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+
+import numpy as np
+
+from roro_fast.engine.policy import RoutingPolicy
+from roro_fast.engine.request import Request
+from roro_fast.engine.rng import stream_key
+from roro_fast.engine.trajectory import Decision, Step
+
+
+class Phase(IntEnum):
+    FREE = 0
+    WRITE = 1  # the writer's forward gives the next token
+    SCOUT = 2  # model 0 must see the boundary token before the policy can decide
+    DECIDE = 3  # the policy can decide now
+
+
+class Slots:
+    """Arrays are indexed by slot. `tokens` holds prompt and completion; `step_*` describe the step being written."""
+
+    def __init__(self, num_slots: int, max_len: int, num_models: int) -> None:
+        n = num_slots
+        self.tokens = np.zeros((n, max_len), np.int64)
+        self.length, self.prompt_len = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.max_total, self.max_steps, self.max_step_tokens = (np.zeros(n, np.int64) for _ in range(3))
+        self.phase = np.zeros(n, np.int8)
+        self.writer = np.zeros(n, np.int64)
+        self.arrival = np.zeros(n, np.int64)
+        self.paused = np.zeros(n, bool)
+        self.regenerate, self.drafting, self.draft_closed = (np.zeros(n, bool) for _ in range(3))
+        self.temperature, self.top_p = np.zeros(n, np.float32), np.ones(n, np.float32)
+        self.top_k = np.zeros(n, np.int64)
+        self.key, self.route_key = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
+        self.step_start, self.step_index = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.sum_logprob, self.min_logprob = np.zeros(n), np.zeros(n)
+        self.first_entropy, self.sum_entropy = np.zeros(n), np.zeros(n)
+        self.run_min_conf, self.run_prod_conf = np.ones(n), np.ones(n)
+        self.scout_entropy, self.scout_maxprob = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        self.budget = np.ones(n, np.float32)
+        self.written = np.zeros((num_models, n), np.int64)  # kept tokens per writer
+        self.forward_tokens = np.zeros((num_models, n), np.int64)
+        self.forward_pairs = np.zeros((num_models, n))  # (query, key) pairs attended, for FLOPs
+        self.discarded = np.zeros(n, np.int64)
+        self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far
+        self.rewrites = np.zeros(
+            n, np.int64
+        )  # drafts thrown away so far: a rewrite must not reuse the draft's uniforms
+        self.request: list[Request | None] = [None] * n
+        self.policy: list[RoutingPolicy | None] = [None] * n
+        self.steps: list[list[Step]] = [[] for _ in range(n)]
+        self.decisions: list[list[Decision]] = [[] for _ in range(n)]
+        self.started = np.zeros(n)
+        self.request_id = np.full(n, -1, np.int64)
+        self._arrivals = 0
+
+    def admit(self, s: int, r: Request, policy: RoutingPolicy | None, request_id: int) -> None:
+        n = len(r.prompt_ids)
+        self.tokens[s, :n] = r.prompt_ids
+        self.length[s] = self.prompt_len[s] = n
+        self.max_total[s], self.max_steps[s] = n + r.max_new_tokens, r.max_steps
+        self.max_step_tokens[s] = r.max_step_tokens or self.tokens.shape[1]
+        self.paused[s] = False
+        self.temperature[s], self.top_k[s], self.top_p[s], self.budget[s] = r.temperature, r.top_k, r.top_p, r.budget
+        self.key[s] = stream_key(r.seed, r.sample, 0)
+        self.route_key[s] = stream_key(r.seed, r.sample, 1)
+        for a in (self.written, self.forward_tokens, self.forward_pairs):
+            a[:, s] = 0
+        self.discarded[s] = self.draws[s] = self.rewrites[s] = 0
+        self.run_min_conf[s] = self.run_prod_conf[s] = 1.0
+        self.step_index[s] = 0
+        self.begin_step(s)
+        self.request[s], self.policy[s] = r, policy
+        self.steps[s], self.decisions[s] = [], []
+        self.started[s] = time.perf_counter()
+        self.request_id[s] = request_id
+        self.arrival[s] = self._arrivals
+        self._arrivals += 1
+        self.regenerate[s] = policy is not None and policy.action_space == "regenerate"
+        self.drafting[s] = self.regenerate[s]
+        self.writer[s] = r.model if policy is None else 0
+        if policy is None or self.regenerate[s]:
+            self.phase[s] = Phase.WRITE
+        else:
+            self.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
+
+    def begin_step(self, s: int) -> None:
+        self.step_start[s] = self.length[s]
+        self.sum_logprob[s] = self.first_entropy[s] = self.sum_entropy[s] = 0.0
+        self.min_logprob[s] = 0.0
+
+    def append(self, rows: np.ndarray, token: np.ndarray, logprob: np.ndarray, entropy: np.ndarray) -> None:
+        """Add one token to each of `rows` and fold its statistics into the current step."""
+        self.tokens[rows, self.length[rows]] = token
+        first = self.length[rows] == self.step_start[rows]
+        self.first_entropy[rows] = np.where(first, entropy, self.first_entropy[rows])
+        self.min_logprob[rows] = np.where(first, logprob, np.minimum(self.min_logprob[rows], logprob))
+        self.sum_logprob[rows] += logprob
+        self.sum_entropy[rows] += entropy
+        self.length[rows] += 1
+        self.written[self.writer[rows], rows] += 1
+
+    def close_step(self, s: int, closed: bool) -> Step:
+        """The record of the step that just ended; the caller decides whether it is kept."""
+        n = int(self.length[s] - self.step_start[s])
+        offset = int(self.step_start[s] - self.prompt_len[s])
+        return Step(
+            start=offset,
+            end=offset + n,
+            model=int(self.writer[s]),
+            mean_logprob=float(self.sum_logprob[s] / max(n, 1)),
+            min_logprob=float(self.min_logprob[s]),
+            first_entropy=float(self.first_entropy[s]),
+            mean_entropy=float(self.sum_entropy[s] / max(n, 1)),
+            closed=closed,
+        )
+
+    def keep_step(self, s: int, step: Step) -> None:
+        confidence = float(np.exp(step.mean_logprob))
+        self.run_min_conf[s] = min(self.run_min_conf[s], confidence)
+        self.run_prod_conf[s] *= confidence
+        self.steps[s].append(step)
+        self.step_index[s] += 1
+        self.begin_step(s)
+
+    def discard_step(self, s: int) -> None:
+        """Throw the current draft away and go back to where it began."""
+        n = int(self.length[s] - self.step_start[s])
+        self.written[self.writer[s], s] -= n
+        self.discarded[s] += n
+        self.rewrites[s] += 1
+        self.length[s] = self.step_start[s]
+        self.begin_step(s)
+
+    def release(self, s: int) -> None:
+        self.phase[s] = Phase.FREE
+        self.request[s] = self.policy[s] = None
+        self.request_id[s] = -1
