@@ -11,8 +11,26 @@ from glob import glob
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 REQUIRED = os.environ.get("RORO_REQUIRE_EXT", "") not in ("", "0")
+
+
+class BuildPyWithKernels(build_py):
+    """`build_py` that also puts the top-level `kernels/` into the built package as `roro_fast.kernels`."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for source, target in self.kernel_files():
+                self.copy_file(source, target)
+
+    def kernel_files(self):
+        folder = os.path.join(self.build_lib, "roro_fast", "kernels")
+        return [(source, os.path.join(folder, os.path.basename(source))) for source in sorted(glob("kernels/*.py"))]
+
+    def get_outputs(self, include_bytecode=True):
+        return super().get_outputs(include_bytecode) + [target for _, target in self.kernel_files()]
 
 
 class ReportingBuildExt(build_ext):
@@ -55,4 +73,4 @@ def extensions():
     return [host]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": ReportingBuildExt})
+setup(ext_modules=extensions(), cmdclass={"build_ext": ReportingBuildExt, "build_py": BuildPyWithKernels})
