@@ -26,7 +26,7 @@ from roro_fast.engine.slots import Phase, Slots
 from roro_fast.engine.trajectory import Trajectory
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.delimiter import delimiter_ids
+from roro_fast.models.delimiter import StepBoundary
 from roro_fast.ops.kv_handoff import plan
 from roro_fast.ops.paged_attention import paged_attention
 from roro_fast.ops.sample_step import sample_step
@@ -66,10 +66,11 @@ class StepEngine:
             )
         self.models, self.tokenizer = models, tokenizer
         self.num_models = len(models)
-        self.delimiter_ids = np.array(sorted(delimiter_ids(tokenizer, delimiter)))
         eos = {i for m in models for i in m.config.eos_ids} | {tokenizer.eos_token_id}
         self.eos_ids = np.array(sorted(i for i in eos if i is not None))
         self.vocab_size = min(m.config.vocab_size for m in models)
+        ends = StepBoundary(tokenizer, delimiter, self.vocab_size)
+        self.delimiter_table, self.delimiter_closed = ends.table.numpy(), ends.closed
         self.max_len = min([m.config.max_position for m in models] + [max_model_len or 1 << 62])
         self.max_batch_tokens = max_batch_tokens
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
@@ -270,7 +271,9 @@ class StepEngine:
         slots.append(rows, token, logprob[live], entropy[live])
         ended = np.isin(token, self.eos_ids)
         full = slots.length[rows] >= slots.max_total[rows]
-        closed = ended | np.isin(token, self.delimiter_ids)
+        matched = self.delimiter_table[slots.matched[rows], token]
+        slots.matched[rows] = matched
+        closed = ended | (matched == self.delimiter_closed)
         capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]
         for i in np.nonzero(closed | full | capped)[0]:
             s = int(rows[i])
