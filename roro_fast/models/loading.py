@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
-from roro_fast.models.config import DecoderConfig
+from roro_fast.models.config import FAMILIES, DecoderConfig
 from roro_fast.models.decoder import Decoder
 
 _LAYER = {
@@ -22,7 +22,10 @@ _LAYER = {
     "post_norm": "post_attention_layernorm",
     "down": "mlp.down_proj",
 }
-_FUSED = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "gate_up": ("mlp.gate_proj", "mlp.up_proj")}
+_FUSED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+}
 _TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
@@ -36,11 +39,23 @@ def hf_names(name: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{index}.{p}.{kind}" for p in parts)
 
 
+def _shards(index: Path) -> list[str]:
+    """Names of the shard files listed by an index, each of them inside the checkpoint directory."""
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{index}: not a readable shard index ({e!r}); fetch it again") from e
+    for f in files:
+        if Path(f).name != f:
+            raise CheckpointError(f"{index}: shard {f!r} is not a file name inside the checkpoint directory")
+    return files
+
+
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors checkpoint, sharded or not."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = _shards(index)
     elif (directory / "model.safetensors").is_file():
         files = ["model.safetensors"]
     else:
@@ -56,8 +71,18 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         try:
             tensors.update(load_file(directory / f))
         except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"{directory / f}: corrupt or unreadable safetensors file ({e}); fetch it again") from e
+            raise CheckpointError(
+                f"{directory / f}: corrupt or unreadable safetensors file ({e}); fetch it again"
+            ) from e
     return tensors
+
+
+def _part_sizes(c: DecoderConfig, name: str, param: torch.Tensor) -> list[int]:
+    """Rows of each of the Hugging Face tensors that make up `param`."""
+    parts = len(hf_names(name))
+    if parts == 3:
+        return [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+    return [param.shape[0] // parts] * parts
 
 
 def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "checkpoint") -> None:
@@ -69,31 +94,29 @@ def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "chec
             try:
                 parts = [left.pop(n) for n in hf_names(name)]
             except KeyError as e:
-                raise CheckpointError(f"{source}: tensor {e.args[0]} is missing; the file does not fit its config") from None
-            value = parts[0] if len(parts) == 1 else torch.cat(parts)
-            if value.shape != param.shape:
-                want, got = tuple(param.shape), tuple(value.shape)
-                raise CheckpointError(f"{source}: {hf_names(name)[0]} has shape {got}, config asks for {want}")
-            param.copy_(value)
+                raise CheckpointError(
+                    f"{source}: tensor {e.args[0]} is missing; the file does not fit its config"
+                ) from None
+            for n, part, rows in zip(hf_names(name), parts, _part_sizes(model.config, name, param), strict=True):
+                want = (rows, *param.shape[1:])
+                if part.shape != want:
+                    raise CheckpointError(f"{source}: {n} has shape {tuple(part.shape)}, config asks for {want}")
+            param.copy_(parts[0] if len(parts) == 1 else torch.cat(parts))
     if model.config.tie_embeddings:
         left.pop("lm_head.weight", None)
     left = {k: v for k, v in left.items() if not k.endswith("rotary_emb.inv_freq")}
     if left:
-        raise CheckpointError(f"{source}: unexpected tensor {min(left)} ({len(left)} in all); wrong config for these weights?")
+        raise CheckpointError(
+            f"{source}: unexpected tensor {min(left)} ({len(left)} in all); wrong config for these weights?"
+        )
 
 
 def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
     """HF-named tensors of `model`; inverse of `assign`."""
-    c = model.config
     out: dict[str, torch.Tensor] = {}
     for name, p in model.named_parameters():
-        names = hf_names(name)
-        sizes = (
-            [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
-            if len(names) == 3
-            else [p.shape[0] // len(names)] * len(names)
-        )
-        out.update(zip(names, (t.detach().contiguous().clone() for t in p.split(sizes)), strict=True))
+        parts = p.detach().split(_part_sizes(model.config, name, p))
+        out.update(zip(hf_names(name), (t.contiguous().clone() for t in parts), strict=True))
     return out
 
 
@@ -103,18 +126,26 @@ def load_config(directory: str | Path) -> DecoderConfig:
     path = Path(directory)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{directory}: no config.json; expected a Hugging Face model directory")
+    source = path / "config.json"
     try:
-        return DecoderConfig.from_hf(AutoConfig.from_pretrained(path))
-    except (KeyError, OSError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"{path / 'config.json'}: not a readable model config ({e})") from e
+        raw = json.loads(source.read_text())
     except ValueError as e:
-        if isinstance(e, CheckpointError):
-            raise
-        raise CheckpointError(f"{path / 'config.json'}: {e}") from e
+        raise CheckpointError(f"{source}: not readable as JSON ({e}); fetch it again") from e
+    family = raw.get("model_type") if isinstance(raw, dict) else None
+    if family not in FAMILIES:
+        raise CheckpointError(f"{source}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+    try:
+        hf = AutoConfig.from_pretrained(path)
+    except Exception as e:  # transformers and huggingface_hub raise many unrelated types on bad fields
+        raise CheckpointError(f"{source}: not a valid {family} config ({e})") from e
+    return DecoderConfig.from_hf(hf)
 
 
 def load_decoder(
-    directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", layers: int | None = None
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    layers: int | None = None,
 ) -> Decoder:
     """Decoder from a HF safetensors directory, in eval mode; `layers` keeps only the first ones (with the shared head)."""
     path = Path(directory)

@@ -1,0 +1,265 @@
+"""Train one model of the nano pair on the train split of the ledger task.
+
+    python -m roro_fast.models.train_nano small --out runs/nano-small
+    python -m roro_fast.models.train_nano large --out runs/nano-large
+
+The same command resumes an interrupted run and continues to the identical loss curve: data are a function of
+(seed, step), and weights and optimiser state are checkpointed together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.models import nano_tokenizer
+from roro_fast.models.config import DecoderConfig
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.loading import save_decoder
+from roro_fast.models.nano_data import IGNORE, Batch, make_batch
+from roro_fast.tasks.ledger import KINDS
+
+LOG_EVERY_STEP_UNTIL = 30
+EVAL_SEED = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Shape and training schedule of one model; `batch` counts problems."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    steps: int
+    batch: int = 64
+    lr: float = 3e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+
+
+RECIPES = {
+    "small": Recipe(hidden=24, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate=48, steps=6000),
+    "large": Recipe(hidden=96, layers=2, heads=6, kv_heads=6, head_dim=16, intermediate=256, steps=6000),
+}
+
+
+def decoder_config(recipe: Recipe) -> DecoderConfig:
+    from transformers import Qwen3Config
+
+    vocabulary = nano_tokenizer.vocabulary()
+    return DecoderConfig.from_hf(
+        Qwen3Config(
+            vocab_size=len(vocabulary),
+            hidden_size=recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.kv_heads,
+            head_dim=recipe.head_dim,
+            intermediate_size=recipe.intermediate,
+            max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            tie_word_embeddings=True,
+            bos_token_id=vocabulary.index("<bos>"),
+            eos_token_id=vocabulary.index("<eos>"),
+            pad_token_id=vocabulary.index("<pad>"),
+            architectures=["Qwen3ForCausalLM"],
+            dtype="float32",
+        )
+    )
+
+
+def initialise(model: Decoder, seed: int) -> None:
+    """Normal weights: 1/sqrt(fan in), residual outputs down by sqrt(2 layers), embeddings at 0.1; norms stay 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.dim() < 2:
+            continue
+        std = 0.1 if name.startswith("embed") else p.shape[1] ** -0.5
+        if name.endswith(("o.weight", "down.weight")):
+            std /= math.sqrt(2 * model.config.num_layers)
+        torch.nn.init.normal_(p, std=std, generator=generator)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then cosine to zero; `step` counts from 0."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def batch_loss(model: Decoder, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy over completion tokens; logits are computed for those rows only."""
+    hidden = model.dense(batch.ids).flatten(0, 1)
+    targets = batch.targets.flatten()
+    rows = (targets != IGNORE).nonzero().squeeze(1)
+    return F.cross_entropy(model.logits(hidden[rows]), targets[rows])
+
+
+@torch.no_grad()
+def result_errors(model: Decoder, recipe: Recipe, batches: int = 8) -> dict[str, float]:
+    """Error rate of the result token per step kind, on correct prefixes of fresh train-split problems."""
+    wrong, total = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
+    for i in range(batches):
+        b = make_batch(EVAL_SEED + recipe.seed, i, 128)
+        rows = torch.arange(len(b.ids)).unsqueeze(1)
+        predicted = model.logits(model.dense(b.ids)[rows, b.results]).argmax(-1)
+        missed = (predicted != b.targets[rows, b.results]).float().flatten()
+        wrong.index_add_(0, b.kinds.flatten(), missed)
+        total.index_add_(0, b.kinds.flatten(), torch.ones_like(missed))
+    return {k.name: round(float(e), 4) for k, e in zip(KINDS, wrong / total, strict=True)}
+
+
+class Trainer:
+    """One training run in one directory: `train_log.jsonl`, `state.safetensors` + `state.json`, and at the end the model.
+
+    `state.json` names the step; both state files carry it, so a kill between the two renames is noticed and the older
+    log lines still fit.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self.model = Decoder(decoder_config(recipe))
+        initialise(self.model, recipe.seed)
+        params = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in params if p.dim() > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "state.safetensors").is_file():
+            self._restore()
+        else:
+            (out / "train_log.jsonl").write_text("")
+
+    def train_step(self) -> float:
+        batch = make_batch(self.recipe.seed, self.step, self.recipe.batch)
+        lr = learning_rate(self.recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = batch_loss(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += batch.ids.numel()
+        return loss.item()
+
+    def run(self, until: int | None = None, checkpoint_every: int = 500, quiet: bool = False) -> None:
+        """Train up to step `until` (default: the recipe's last), checkpointing; the last step also writes the model."""
+        end = min(until or self.recipe.steps, self.recipe.steps)
+        started = time.process_time() - self.seconds
+        with (self.out / "train_log.jsonl").open("a") as log:
+            while self.step < end:
+                loss = self.train_step()
+                self.seconds = time.process_time() - started
+                last = self.step == self.recipe.steps
+                row: dict[str, object] = {}
+                if self.step <= LOG_EVERY_STEP_UNTIL or self.step % self.recipe.log_every == 0 or last:
+                    row = {"step": self.step, "tokens": self.tokens, "loss": round(loss, 6)}
+                if self.step % self.recipe.eval_every == 0 or last:
+                    row |= {"result_errors": result_errors(self.model, self.recipe), "cpu_s": round(self.seconds, 1)}
+                    if not quiet:
+                        print(json.dumps(row), flush=True)
+                if row:
+                    log.write(json.dumps(row) + "\n")
+                if self.step % checkpoint_every == 0 or self.step == end:
+                    log.flush()
+                    self.save()
+        if self.step == self.recipe.steps:
+            self.export()
+
+    def save(self) -> None:
+        """Weights, optimiser state and counters in one file, renamed into place."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, p in self.model.named_parameters():
+            state = self.optimizer.state[p]
+            tensors[f"weight/{name}"] = p.detach()
+            tensors |= {f"{key}/{name}": value for key, value in state.items()}
+        meta = {"recipe": asdict(self.recipe), "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        part = self.out / "state.safetensors.part"
+        save_file(tensors, part, metadata={"state": json.dumps(meta)})
+        part.replace(self.out / "state.safetensors")
+
+    def _restore(self) -> None:
+        from safetensors import safe_open
+
+        path = self.out / "state.safetensors"
+        with safe_open(path, "pt") as f:
+            meta = json.loads(f.metadata()["state"])
+        if meta["recipe"] != asdict(self.recipe):
+            raise CheckpointError(f"{path}: belongs to another recipe; choose another --out or delete the directory")
+        tensors = load_file(path)
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(tensors.pop(f"weight/{name}"))
+                self.optimizer.state[p] = {k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+        self.step, self.tokens, self.seconds = meta["step"], meta["tokens"], meta["seconds"]
+        log = self.out / "train_log.jsonl"
+        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
+        part = log.with_suffix(".jsonl.part")
+        part.write_text("".join(kept))
+        part.replace(log)
+
+    def export(self) -> None:
+        """The finished model as a Hugging Face directory in `<out>/model`, with tokenizer, log and `train.json`."""
+        path = self.out / "model"
+        save_decoder(self.model, path)
+        nano_tokenizer.save(path)
+        (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
+        record = {
+            "recipe": asdict(self.recipe),
+            "parameters": self.model.config.num_params,
+            "tokens": self.tokens,
+            "cpu_seconds": round(self.seconds, 1),
+            "torch": torch.__version__,
+        }
+        (path / "train.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def override(recipe: Recipe, settings: list[str]) -> Recipe:
+    """Recipe with `key=value` settings applied; refuses unknown keys and values of the wrong type by name."""
+    known = asdict(recipe)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in known:
+            raise ConfigError(f"--set {key}: unknown recipe key; choose one of {', '.join(known)}")
+        try:
+            recipe = replace(recipe, **{key: type(known[key])(value)})
+        except ValueError:
+            raise ConfigError(f"--set {key}: {value!r} is not a {type(known[key]).__name__}") from None
+    return recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train one model of the nano pair.")
+    parser.add_argument("size", choices=sorted(RECIPES))
+    parser.add_argument("--out", type=Path, required=True, help="run directory; an existing one is resumed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    trainer = Trainer(override(RECIPES[args.size], args.set), args.out)
+    trainer.run()
+    print(f"{trainer.step} steps, {trainer.tokens} tokens, {trainer.seconds:.0f} CPU seconds -> {args.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
