@@ -1,0 +1,139 @@
+"""The learned router: one hidden layer over scout hidden state and signals; saved as a Hugging Face style directory."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from roro_fast.engine.policy import BoundaryBatch, Decisions
+from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.ops.router_score import RouterWeights, logits_of, router_score
+from roro_fast.routing.state import SIGNALS, signals
+
+MODEL_TYPE = "roro_router"
+
+
+@dataclass(slots=True)
+class PolicyConfig:
+    """hidden_size 0 leaves the scout's hidden state out; `calibration` maps budgets to logit biases of model 0."""
+
+    num_models: int = 2
+    hidden_size: int = 0
+    width: int = 64
+    use_signals: bool = True
+    action_space: str = "next"
+    calibration: list[tuple[float, float]] = field(default_factory=list)
+    signals: tuple[str, ...] = SIGNALS
+
+
+class PolicyNetwork(nn.Module):
+    """Routing policy pi(model | boundary). `decide` serves the engine, `logits` trains.
+
+    `temperature` 0 takes the most likely action, 1 samples from the policy with the batch's uniforms. `bias` is added to
+    the logit of model 0: positive is cheaper. With a calibration, a request's budget below 1 sets its own bias.
+    """
+
+    name = "router"
+
+    def __init__(self, config: PolicyConfig, *, seed: int = 0, temperature: float = 1.0, bias: float = 0.0) -> None:
+        super().__init__()
+        self.config, self.temperature, self.bias = config, temperature, bias
+        inputs = config.hidden_size + (len(SIGNALS) if config.use_signals else 0)
+        if inputs == 0:
+            raise ConfigError("router.signals: off and so is router.hidden; switch one on")
+        g = torch.Generator().manual_seed(seed)
+        self.norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.w1 = nn.Parameter(torch.randn(config.width, inputs, generator=g) / math.sqrt(inputs))
+        self.b1 = nn.Parameter(torch.zeros(config.width))
+        # Zero output weights: an untrained router is a fair coin, which is what exploration wants.
+        self.w2 = nn.Parameter(torch.zeros(config.num_models, config.width))
+        self.b2 = nn.Parameter(torch.zeros(config.num_models))
+
+    @property
+    def action_space(self) -> str:
+        return self.config.action_space
+
+    @property
+    def needs_scout(self) -> bool:
+        return self.config.hidden_size > 0
+
+    @property
+    def weights(self) -> RouterWeights:
+        return RouterWeights(self.norm, self.w1, self.b1, self.w2, self.b2)
+
+    def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""
+        n = len(batch)
+        sig = signals(batch) if self.config.use_signals else torch.zeros(n, 0)
+        if not self.config.hidden_size:
+            return sig.new_zeros(n, 0), sig
+        if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
+            got = None if batch.hidden is None else batch.hidden.shape[-1]
+            raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
+        return batch.hidden, sig.to(batch.hidden.device)
+
+    @torch.no_grad()
+    def decide(self, batch: BoundaryBatch) -> Decisions:
+        hidden, sig = self.inputs(batch)
+        bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
+        bias[:, 0] = self.bias + self.budget_bias(batch.budget).to(sig.device)
+        uniforms = batch.uniforms.to(sig.device)
+        out = router_score(hidden, None, sig, self.weights, uniforms, bias, self.temperature)
+        return Decisions(out.action, out.logprob, out.probs, torch.cat((hidden, sig), -1))
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, K] logits from stored decision features [N, H + S], with autograd."""
+        h = self.config.hidden_size
+        return logits_of(features[:, :h], features[:, h:], self.weights)
+
+    def budget_bias(self, budget: torch.Tensor) -> torch.Tensor:
+        """[N] logit bias for requested budgets [N], linear between calibrated points; 0 for budget >= 1."""
+        table = sorted(self.config.calibration)
+        if not table or bool((budget >= 1).all()):
+            return torch.zeros_like(budget)
+        x = torch.tensor([b for b, _ in table])
+        y = torch.tensor([v for _, v in table])
+        hi = torch.searchsorted(x, budget.contiguous()).clamp(1, max(len(x) - 1, 1)).clamp_max(len(x) - 1)
+        lo = (hi - 1).clamp_min(0)
+        t = ((budget - x[lo]) / (x[hi] - x[lo]).clamp_min(1e-9)).clamp(0, 1)
+        return torch.where(budget >= 1, torch.zeros_like(budget), y[lo] + t * (y[hi] - y[lo]))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """config.json and model.safetensors, each renamed into place."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {"model_type": MODEL_TYPE, **asdict(self.config)}
+        (path / "config.json.part").write_text(json.dumps(config, indent=1))
+        save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors.part")
+        for name in ("model.safetensors", "config.json"):
+            (path / f"{name}.part").replace(path / name)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> PolicyNetwork:
+        """Load what `save_pretrained` wrote; raises CheckpointError for anything else."""
+        path = Path(directory)
+        try:
+            raw = json.loads((path / "config.json").read_text())
+            state = load_file(path / "model.safetensors")
+        except (OSError, json.JSONDecodeError, SafetensorError) as e:
+            raise CheckpointError(f"{path}: not a readable router directory ({e})") from e
+        if raw.pop("model_type", None) != MODEL_TYPE:
+            raise CheckpointError(f"{path}/config.json: model_type is not {MODEL_TYPE!r}; is this a router directory?")
+        if tuple(raw["signals"]) != SIGNALS:
+            raise CheckpointError(f"{path}/config.json: signals differ from this version's; retrain the router")
+        raw["signals"] = SIGNALS
+        raw["calibration"] = [tuple(p) for p in raw["calibration"]]
+        policy = cls(PolicyConfig(**raw), **kwargs)
+        try:
+            policy.load_state_dict(state)
+        except RuntimeError as e:
+            raise CheckpointError(f"{path}/model.safetensors: does not fit its config.json ({e})") from e
+        return policy

@@ -1,0 +1,46 @@
+"""The router's view of a boundary: a fixed vector of signals, scaled to about [-1, 1]."""
+
+from __future__ import annotations
+
+import torch
+
+from roro_fast.engine.policy import BoundaryBatch
+
+SIGNALS = (
+    "step_share",  # step index / step cap
+    "step_tokens",  # log1p(tokens of the last step) / 5
+    "mean_logprob",  # clipped at -4, / 4
+    "min_logprob",  # clipped at -8, / 8
+    "first_entropy",  # nats, / 4
+    "mean_entropy",  # nats, / 4
+    "run_min_conf",
+    "run_prod_conf",
+    "large_share",
+    "last_small",  # 1 when model 0 wrote the last step
+    "last_large",  # 1 when another model did
+    "budget",
+    "scout_entropy",  # nats, / 4; 0 without a scout
+    "scout_maxprob",  # 0 without a scout
+)
+
+
+def signals(batch: BoundaryBatch) -> torch.Tensor:
+    """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (method.md section 2)."""
+    zeros = torch.zeros(len(batch))
+    columns = (
+        batch.step_index / max(batch.step_cap, 1),
+        torch.log1p(batch.step_tokens.float()) / 5,
+        batch.mean_logprob.clamp_min(-4) / 4,
+        batch.min_logprob.clamp_min(-8) / 8,
+        batch.first_entropy / 4,
+        batch.mean_entropy / 4,
+        batch.run_min_conf,
+        batch.run_prod_conf,
+        batch.large_share,
+        (batch.last_model == 0).float(),
+        (batch.last_model > 0).float(),
+        batch.budget,
+        zeros if batch.scout_entropy is None else batch.scout_entropy / 4,
+        zeros if batch.scout_maxprob is None else batch.scout_maxprob,
+    )
+    return torch.stack([c.float() for c in columns], dim=-1)
