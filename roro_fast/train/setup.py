@@ -1,0 +1,171 @@
+"""From a config to the things a run works with: task, tokenizer, pool of decoders, engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roro_fast.config import Config, EngineConfig, ModelsConfig, require
+from roro_fast.engine import StepEngine
+from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.models import nano, smol
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.delimiter import delimiter_ids
+from roro_fast.models.loading import load_decoder
+from roro_fast.tasks.base import Query, Task
+from roro_fast.tasks.ledger import Ledger
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def resolve_model(name: str, key: str = "models.paths") -> Path:
+    """Directory of a model given as a path, 'nano/small', 'nano/large' or 'smol' (fetched on first use)."""
+    if name in ("nano/small", "nano/large") and not Path(name).is_dir():
+        return nano.path(name.removeprefix("nano/"))
+    if name == "smol" and not Path(name).is_dir():
+        return smol.ensure()
+    path = Path(name)
+    if not path.is_dir():
+        raise CheckpointError(f"{key}: no directory {name!r}; give a model directory, nano/small, nano/large or smol")
+    return path
+
+
+def load_tokenizer(path: Path, key: str = "models.paths") -> Any:
+    """The Hugging Face tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    # transformers makes up an empty tokenizer for a directory that has none
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(f"{key}: {path} has no readable tokenizer; add tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise CheckpointError(f"{key}: {path} has no readable tokenizer ({reason}); add tokenizer.json") from e
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers that give equal ids for every text: vocabulary, merges, splitting rules, added tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(sorted(tokenizer.get_vocab().items()))
+    spec = json.loads(backend.to_str())
+    kept = {k: spec.get(k) for k in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    return json.dumps(kept, sort_keys=True)
+
+
+def shared_tokenizer(paths: list[Path]) -> Any:
+    """The pool's one tokenizer; refuses a pool whose models were trained with different ones."""
+    first = load_tokenizer(paths[0])
+    for other in dict.fromkeys(paths[1:]):
+        if other != paths[0] and fingerprint(load_tokenizer(other)) != fingerprint(first):
+            raise ConfigError(
+                f"models.paths: {paths[0]} and {other} have different tokenizers; "
+                "token ids cannot be handed over between them, choose models of one family"
+            )
+    return first
+
+
+def device_of(config: ModelsConfig) -> torch.device:
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as e:
+        raise ConfigError(f"models.device: {config.device!r} is not a device; use 'cpu' or 'cuda'") from e
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"models.device: {config.device!r} asked for, but torch sees no GPU here; use 'cpu'")
+    return device
+
+
+def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
+    """(decoders smallest first, tokenizer). Raises ConfigError or CheckpointError naming the model at fault."""
+    device, dtype = device_of(config), getattr(torch, config.dtype)
+    paths = [resolve_model(p) for p in config.paths]
+    tokenizer = shared_tokenizer(paths)
+    layers = config.layers or [0] * len(paths)
+    models = [load_decoder(p, dtype, device, layers=n or None) for p, n in zip(paths, layers, strict=True)]
+    sizes = [m.config.num_params for m in models]
+    if sizes != sorted(sizes):
+        listed = ", ".join(f"{label} {n:,}" for label, n in zip(config.labels, sizes, strict=True))
+        raise ConfigError(f"models.paths: must be listed smallest first, parameters are {listed}; swap them")
+    return models, tokenizer
+
+
+def check_context(models: list[Decoder], engine: EngineConfig, labels: list[str]) -> None:
+    """Refuse a model whose context cannot even hold an answer of `engine.max_new_tokens`."""
+    for model, label in zip(models, labels, strict=True):
+        if model.config.max_position <= engine.max_new_tokens:
+            raise ConfigError(
+                f"engine.max_new_tokens: {engine.max_new_tokens} leaves no room for a prompt in the context of model "
+                f"{label!r} ({model.config.max_position} tokens); lower it"
+            )
+
+
+def load_task(config: Config) -> Task:
+    """The task named by the config."""
+    require(config.task.name == Ledger.name, "task.name", f"{config.task.name!r} is unknown; use {Ledger.name!r}")
+    return Ledger()
+
+
+@dataclass
+class Workbench:
+    """What every stage of a run shares; each part is loaded on first use."""
+
+    config: Config
+
+    @cached_property
+    def task(self) -> Task:
+        return load_task(self.config)
+
+    @cached_property
+    def pool(self) -> tuple[list[Decoder], Any]:
+        models, tokenizer = load_pool(self.config.models)
+        delimiter_ids(tokenizer, self.config.engine.delimiter)
+        check_context(models, self.config.engine, self.config.models.labels)
+        return models, tokenizer
+
+    @property
+    def models(self) -> list[Decoder]:
+        return self.pool[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pool[1]
+
+    @cached_property
+    def engine(self) -> StepEngine:
+        e = self.config.engine
+        return StepEngine(
+            self.models,
+            self.tokenizer,
+            delimiter=e.delimiter,
+            max_num_seqs=e.max_num_seqs,
+            kv_bytes=e.kv_bytes,
+            page_size=e.page_size,
+        )
+
+    def queries(self, split: str, n: int | None = None) -> list[Query]:
+        """The first `n` (default: as configured) queries of a split."""
+        asked = getattr(self.config.task, f"n_{split}") if n is None else n
+        found = self.task.queries(split, asked, self.config.task.seed)
+        if not found:
+            raise ConfigError(f"task.name: {self.config.task.name!r} has no {split} queries; choose another source")
+        return found
+
+    def encode(self, query: Query) -> list[int]:
+        """Prompt ids of a query, the chat template applied once when `task.chat_template` asks for it.
+
+        A prompt longer than the context is the engine's to refuse, so that a long run can count it and go on.
+        """
+        if not self.config.task.chat_template:
+            ids = self.tokenizer(query.prompt).input_ids
+        else:
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise ConfigError("task.chat_template: this tokenizer has no chat template; set it to false")
+            message = [{"role": "user", "content": query.prompt}]
+            ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        return list(ids)

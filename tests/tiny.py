@@ -1,0 +1,63 @@
+"""Tiny random-weight pools on disk: the real code paths in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config
+
+from roro_fast.models import nano_tokenizer
+from roro_fast.models.config import DecoderConfig
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.loading import save_decoder
+
+
+def save_tiny(directory: Path, *, hidden: int, layers: int = 1, seed: int = 0, context: int = 512) -> Path:
+    """A Qwen3 directory over the nano vocabulary, with its tokenizer."""
+    nano_tokenizer.save(directory)
+    eos = nano_tokenizer.SPECIAL.index("<eos>")
+    c = Qwen3Config(
+        vocab_size=len(nano_tokenizer.vocabulary()),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        eos_token_id=eos,
+        bos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    model = Decoder(DecoderConfig.from_hf(c))
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    save_decoder(model, directory)
+    return directory
+
+
+def save_pair(root: Path, **changes: int) -> tuple[Path, Path]:
+    """(small, large) directories."""
+    small = save_tiny(root / "small", hidden=16, seed=1, **changes)
+    return small, save_tiny(root / "large", hidden=32, layers=2, seed=2, **changes)
+
+
+def overrides(root: Path, small: Path, large: Path) -> list[str]:
+    """Config overrides that make a run tiny and put it under `root`."""
+    return [
+        f"run.dir={root}",
+        "run.name=tiny",
+        f"models.paths=[{small}, {large}]",
+        "engine.max_num_seqs=16",
+        "engine.kv_bytes=4MiB",
+        "engine.max_new_tokens=24",
+        "engine.max_steps=6",
+        "task.n_train=24",
+        "task.n_calibrate=6",
+        "task.n_test=6",
+        "collect.n_queries=6",
+        "router.queries_per_step=4",
+    ]

@@ -1,0 +1,100 @@
+"""From config to pool: what fits is loaded, what does not is refused by key and model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from roro_fast.config import ModelsConfig
+from roro_fast.config_io import load_config
+from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.train.setup import Workbench, fingerprint, load_pool, load_task, load_tokenizer, resolve_model
+from tests.tiny import overrides, save_pair, save_tiny
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+def config(tmp_path, pair, *more):
+    return load_config("nano", [*overrides(tmp_path, *pair), *more])
+
+
+def test_workbench_loads_pool_engine_and_prompts(tmp_path, pair):
+    bench = Workbench(config(tmp_path, pair))
+    assert [m.config.hidden_size for m in bench.models] == [16, 32]
+    assert bench.engine.num_models == 2 and bench.engine.models is bench.models
+    query = bench.queries("train")[0]
+    assert len(bench.queries("train")) == 24 and len(bench.queries("test")) == 6 and len(bench.queries("test", 2)) == 2
+    assert bench.tokenizer.decode(bench.encode(query)) == query.prompt
+
+
+def test_layers_keeps_the_first_ones(pair):
+    small = str(pair[1])
+    models, _ = load_pool(ModelsConfig(paths=[small, small], layers=[1, 0]))
+    assert [m.config.num_layers for m in models] == [1, 2]
+    assert torch.equal(models[0].layers[0].qkv.weight, models[1].layers[0].qkv.weight)
+
+
+def test_different_tokenizers_are_refused_naming_both(tmp_path, pair):
+    other = save_tiny(tmp_path / "other", hidden=32, seed=3)
+    spec = json.loads((other / "tokenizer.json").read_text())
+    vocab = spec["model"]["vocab"]
+    a, b = list(vocab)[20:22]
+    vocab[a], vocab[b] = vocab[b], vocab[a]  # same words, two ids swapped
+    (other / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match=rf"models\.paths: .*{pair[0]} and {other} have different tokenizers"):
+        load_pool(ModelsConfig(paths=[str(pair[0]), str(other)]))
+    assert fingerprint(load_tokenizer(pair[0])) == fingerprint(load_tokenizer(pair[1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (["models.paths=[nowhere, nope]"], CheckpointError, ["models.paths", "'nowhere'", "nano/small"]),
+        (["engine.max_new_tokens=512"], ConfigError, ["engine.max_new_tokens", "'small'", "512"]),
+        (['engine.delimiter="@@"'], ConfigError, ["engine.delimiter", "@@"]),
+        (["models.device=gpu9"], ConfigError, ["models.device", "gpu9"]),
+        (["task.chat_template=true"], ConfigError, ["task.chat_template", "no chat template"]),
+    ],
+)
+def test_bad_set_up_is_one_clear_error(tmp_path, pair, change, error, words):
+    with pytest.raises(error) as e:
+        bench = Workbench(config(tmp_path, pair, *change))
+        bench.encode(bench.queries("train")[0])
+        _ = bench.engine
+    assert all(w in str(e.value) for w in words), str(e.value)
+
+
+def test_unknown_task_is_refused():
+    with pytest.raises(ConfigError, match=r"task\.name: 'chess'"):
+        load_task(load_config("nano", ["task.name=chess"]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_gpu_is_said_plainly(tmp_path, pair):
+    with pytest.raises(ConfigError, match=r"models\.device.*no GPU"):
+        load_pool(config(tmp_path, pair, "models.device=cuda").models)
+
+
+def test_larger_model_first_is_refused(tmp_path, pair):
+    with pytest.raises(ConfigError, match=r"models\.paths: must be listed smallest first"):
+        load_pool(ModelsConfig(paths=[str(pair[1]), str(pair[0])]))
+
+
+def test_directory_without_tokenizer_is_named(tmp_path, pair):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((pair[0] / name).read_bytes())
+    with pytest.raises(CheckpointError, match="bare has no readable tokenizer"):
+        load_pool(ModelsConfig(paths=[str(bare), str(pair[1])]))
+
+
+def test_a_directory_wins_over_a_packaged_name(tmp_path, monkeypatch, pair):
+    (tmp_path / "nano" / "small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("nano/small").absolute() == tmp_path / "nano" / "small"
