@@ -262,6 +262,7 @@ class RouterConfig:
     group_size: int = 8
     queries_per_step: int = 32
     steps: int = 60
+    epochs: int = 2
     lr: float = 3e-3
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -290,7 +291,7 @@ class RouterConfig:
             "router.group_size",
             f"{self.group_size} is no group to normalise by; use 2 or more",
         )
-        for key in ("width", "queries_per_step", "steps", "checkpoint_every"):
+        for key in ("width", "queries_per_step", "steps", "epochs", "checkpoint_every"):
             at_least(getattr(self, key), 1, f"router.{key}")
         positive(self.lr, "router.lr")
         for key in ("entropy", "kl", "temperature"):
