@@ -89,8 +89,8 @@ def decode(models: list[Decoder], tokenizer: Tokenizer, queries: list[Query], mo
             if not rows:
                 continue
             at = cache.filled[rows].tolist()
-            ids = torch.tensor([runs[i].tokens[a] for i, a in zip(rows, at, strict=True)])
-            hidden = cache.forward(torch.tensor(rows), ids)
+            last = torch.tensor([runs[i].tokens[a] for i, a in zip(rows, at, strict=True)])
+            hidden = cache.forward(torch.tensor(rows), last)
             ready = [j for j, (i, a) in enumerate(zip(rows, at, strict=True)) if a == len(runs[i].tokens) - 1]
             chosen = models[m].logits(hidden[ready]).argmax(-1).tolist()
             for j, token in zip(ready, chosen, strict=True):
@@ -152,8 +152,9 @@ def measure(models: list[Decoder], queries: list[Query]) -> dict[str, object]:
     runs = {mode: decode(models, tokenizer, queries, mode) for mode in ("small", "large", "oracle")}
     acc = {mode: accuracy(queries, r) for mode, r in runs.items()}
     errors = {mode: step_errors(queries, runs[mode]) for mode in ("small", "large")}
-    floored = [max(e, 1 / n) for kind, (e, n) in errors["small"].items() if kind != "total"]
-    span = max(floored) / min(floored)
+    rates = [rate for kind, rate in errors["small"].items() if kind != "total"]
+    lowest, count = min(rates)
+    span = max(rates)[0] / max(lowest, 1 / count)  # no error seen: at most one in `count`
     share = flops(models, runs["oracle"]) / flops(models, runs["large"])
     drafts = sum(r.discarded for r in runs["oracle"]) * 2.0 * models[SMALL].config.num_params
     escalated = [m for r in runs["oracle"] for m in r.models]
@@ -190,15 +191,9 @@ def main() -> int:
     figures = measure(models, Ledger().queries(args.split, args.queries))
     checks = figures["checks"]
     assert isinstance(checks, dict)
-    for key in (
-        "queries",
-        "parameters",
-        "accuracy",
-        "step_errors",
-        "oracle_escalated_steps",
-        "oracle_flops_share_with_drafts",
-    ):
-        print(f"{key}: {figures[key]}")
+    for key, value in figures.items():
+        if key != "checks":
+            print(f"{key}: {value}")
     for name, (value, passed) in checks.items():
         print(f"{'PASS' if passed else 'FAIL'}  {name}: {value}")
     if args.json:

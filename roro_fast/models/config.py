@@ -39,7 +39,7 @@ class DecoderConfig:
         if family not in FAMILIES:
             raise CheckpointError(f"config.model_type: {family!r} is not supported; use one of {', '.join(FAMILIES)}")
         if getattr(hf, "use_sliding_window", False):
-            raise CheckpointError("config.use_sliding_window: sliding-window attention is not supported; set it to false")
+            raise CheckpointError("config.use_sliding_window: sliding windows are not supported; set it to false")
         if hf.hidden_act != "silu":
             raise CheckpointError(f"config.hidden_act: {hf.hidden_act!r} is not supported; only 'silu' is")
         bias = bool(getattr(hf, "attention_bias", False))

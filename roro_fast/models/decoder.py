@@ -83,6 +83,8 @@ class Decoder(nn.Module):
         if c.tie_embeddings:
             self.head.weight = self.embed.weight
         cos, sin = rope_tables(c)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

@@ -147,7 +147,7 @@ def load_decoder(
     device: str | torch.device = "cpu",
     layers: int | None = None,
 ) -> Decoder:
-    """Decoder from a HF safetensors directory, in eval mode; `layers` keeps only the first ones (with the shared head)."""
+    """Frozen decoder from a HF safetensors directory; `layers` keeps only the first ones with the shared head."""
     path = Path(directory)
     config = load_config(path)
     tensors = read_tensors(path)

@@ -30,8 +30,11 @@ ABSENT = -1
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`ids` [B, S] int64, right-padded; `targets` [B, S] int64: the next token where it belongs to the completion, else
-    IGNORE; `results` [B, n] int64: columns whose target is the result of each line; `kinds` [B, n]: index into KINDS."""
+    """One training batch, all int64.
+
+    `ids` [B, S], right-padded; `targets` [B, S]: the next token where it belongs to the completion, else IGNORE;
+    `results` [B, n]: the column whose target is the result of each line; `kinds` [B, n]: index into KINDS.
+    """
 
     ids: torch.Tensor
     targets: torch.Tensor
@@ -84,15 +87,9 @@ def _assemble(
     body, result_columns = [], []
     prompt = width = sum(x.shape[1] for x in head)
     for i in range(n):
-        step = [
-            verbs[:, i : i + 1],
-            operands[:, i : i + 1],
-            constant(":"),
-            _NUMBER[values[:, i : i + 1]],
-            constant(" gives"),
-        ]
-        step += [_NUMBER[values[:, i + 1 : i + 2]], np.full((size, 1), _MARK[i + 1]), constant(DELIMITER)]
-        body += step
+        body += [verbs[:, i : i + 1], operands[:, i : i + 1], constant(":"), _NUMBER[values[:, i : i + 1]]]
+        body += [constant(" gives"), _NUMBER[values[:, i + 1 : i + 2]]]
+        body += [np.full((size, 1), _MARK[i + 1]), constant(DELIMITER)]
         result_columns.append(width + 5)
         width += 8
     body += [constant(" Total"), _NUMBER[values[:, n:]], np.full((size, 1), _EOS)]

@@ -16,10 +16,10 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PUNCTUATION = ("\n\n", "\n", " ", "'s", ":", ".", "?", ",", "-", "=", ";")
 RUBRIC_TAGS = ("[Hard Rule]", "[Principle]", "(timely escalation)", "(effective recovery)", "(efficient allocation)")
 RUBRIC_WORDS = (
-    "Rubric", "Query", "Trajectory", "Verdict", "Judge", "the", "a", "no", "small", "medium", "large", "model", "models",
-    "writes", "line", "lines", "every", "first", "last", "after", "before", "until", "takes", "over", "at", "most",
-    "least", "switch", "switches", "cost", "true", "false", "yes", "only", "right", "when", "is", "are", "and", "or",
-    "not", "with", "share", "percent", "total", "back", "to", "of",
+    "Rubric", "Query", "Trajectory", "Verdict", "Judge", "the", "a", "no", "small", "medium", "large", "model",
+    "models", "writes", "line", "lines", "every", "first", "last", "after", "before", "until", "takes", "over",
+    "at", "most", "least", "switch", "switches", "cost", "true", "false", "yes", "only", "right", "when", "is",
+    "are", "and", "or", "not", "with", "share", "percent", "total", "back", "to", "of",
 )  # fmt: skip
 _PATTERN = r"\n\n|\n|'s|\[[A-Za-z ]+\]|\([A-Za-z ]+\)| ?#\d+| ?\d+| ?[A-Za-z]+|[^\s\w]| "
 

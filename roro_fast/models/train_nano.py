@@ -126,10 +126,10 @@ def result_errors(model: Decoder, recipe: Recipe, batches: int = 8) -> dict[str,
 
 
 class Trainer:
-    """One training run in one directory: `train_log.jsonl`, `state.safetensors` + `state.json`, and at the end the model.
+    """One training run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
 
-    `state.json` names the step; both state files carry it, so a kill between the two renames is noticed and the older
-    log lines still fit.
+    The state is one file, so weights, optimiser and counters can never be from different steps; log lines written
+    after the restored state are dropped.
     """
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
