@@ -1,0 +1,45 @@
+"""Hugging Face directories for Rubricor and Judge: config.json, model.safetensors, tokenizer files and roro.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roro_fast.errors import CheckpointError
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.loading import load_decoder, save_decoder
+
+SETTINGS = "roro.json"
+
+
+def save(directory: str | Path, model: Decoder, tokenizer: Any, settings: dict[str, Any]) -> None:
+    """`settings` (role, labels, ...) go to roro.json, written last, so that its presence means a whole checkpoint."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / SETTINGS).unlink(missing_ok=True)
+    save_decoder(model, path)
+    tokenizer.save_pretrained(path)
+    part = path / f"{SETTINGS}.part"
+    part.write_text(json.dumps(settings, indent=2) + "\n")
+    part.replace(path / SETTINGS)
+
+
+def load(directory: str | Path, role: str, device: str | torch.device = "cpu") -> tuple[Decoder, Any, dict[str, Any]]:
+    """(decoder, tokenizer, settings). A directory without roro.json is a plain language model and has no settings."""
+    from transformers import AutoTokenizer
+
+    path = Path(directory)
+    settings: dict[str, Any] = {}
+    if (path / SETTINGS).is_file():
+        try:
+            settings = json.loads((path / SETTINGS).read_text())
+        except json.JSONDecodeError as e:
+            raise CheckpointError(f"{path / SETTINGS}: not valid JSON ({e}); save the {role} again") from None
+        found = settings.pop("role", None)
+        if found not in (role, "reader"):
+            raise CheckpointError(f"{path / SETTINGS}: role is {found!r}, not {role!r}; name the {role}'s directory")
+    model = load_decoder(path, device=device)
+    return model, AutoTokenizer.from_pretrained(path), settings

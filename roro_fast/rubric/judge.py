@@ -1,0 +1,110 @@
+"""The Judge: one forward pass over query, rendered trajectory and rubric; the answer is a probability per verdict slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roro_fast.engine.score import batches
+from roro_fast.errors import CapacityError
+from roro_fast.models.decoder import Decoder
+from roro_fast.ops.judge_score import JudgeScores, judge_score
+from roro_fast.rubric import checkpoint
+from roro_fast.rubric.format import Rubric
+from roro_fast.rubric.prompts import VERDICTS, JudgePrompt, PromptEncoder, verdict_ids
+from roro_fast.rubric.render import View
+
+VALENCE = (1.0, -1.0)  # of VERDICTS: S = sum w (p_true - p_false) / sum w
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`score` in [-1, 1]; `p_true` in [0, 1] per criterion, in the rubric's order."""
+
+    score: float
+    p_true: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeInput:
+    """All the Judge is told: the query's text, what may be seen of one trajectory, and a rubric."""
+
+    prompt: str
+    view: View
+    rubric: Rubric
+
+
+class Judge:
+    """A decoder used as a pointwise trajectory judge. `verdicts` are the words for true and false, one token each."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Any,
+        labels: Sequence[str] = ("small", "large"),
+        *,
+        verdicts: Sequence[str] = VERDICTS,
+        preamble: str = "",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.encoder = PromptEncoder(tokenizer, labels, preamble)
+        self.verdicts = tuple(verdicts)
+        self.verdict_ids = torch.tensor(verdict_ids(tokenizer, verdicts), device=model.device)
+        self.valence = torch.tensor(VALENCE, device=model.device)
+
+    @classmethod
+    def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Judge:
+        """From a directory written by `save`, or any Hugging Face language model of a supported family."""
+        model, tokenizer, settings = checkpoint.load(directory, "judge", device)
+        if labels is not None:
+            settings["labels"] = labels
+        known = {k: settings[k] for k in ("labels", "verdicts", "preamble") if k in settings}
+        return cls(model, tokenizer, **known)
+
+    def save(self, directory: str | Path) -> None:
+        e = self.encoder
+        settings = {"role": "judge", "labels": e.labels, "verdicts": self.verdicts, "preamble": e.preamble}
+        checkpoint.save(directory, self.model, self.tokenizer, settings)
+
+    def encode(self, inputs: Sequence[JudgeInput]) -> list[JudgePrompt]:
+        out = [self.encoder.judge(x.prompt, x.view, x.rubric) for x in inputs]
+        longest = max((len(p.ids) for p in out), default=0)
+        if longest > self.model.config.max_position:
+            raise CapacityError(
+                f"judge: a prompt of {longest} tokens exceeds the model's context of {self.model.config.max_position}; "
+                "shorten the trajectory or use a Judge with a longer context"
+            )
+        return out
+
+    def forward(self, prompts: Sequence[JudgePrompt], group_offsets: torch.Tensor | None = None) -> JudgeScores:
+        """One forward over all prompts (a right-padded rectangle), differentiable. Slots in prompt order.
+
+        group_offsets [G + 1]: groups of neighbouring prompts whose scores are normalised against each other.
+        """
+        device = self.model.device
+        width = max(len(p.ids) for p in prompts)
+        flat = [i for p in prompts for i in (*p.ids, *([self.encoder.eos] * (width - len(p.ids))))]
+        hidden = self.model.dense(torch.tensor(flat, device=device).view(len(prompts), width)).flatten(0, 1)
+        rows = torch.tensor([b * width + r for b, p in enumerate(prompts) for r in p.rows], device=device)
+        weights = torch.tensor([w for p in prompts for w in p.weights], device=device)
+        sizes = torch.tensor([0, *(len(p.rows) for p in prompts)], device=device)
+        head = self.model.head.weight[self.verdict_ids]
+        return judge_score(hidden, rows, head, weights, sizes.cumsum(0), self.valence, group_offsets)
+
+    @torch.no_grad()
+    def score(self, inputs: Sequence[JudgeInput], max_tokens: int = 16384) -> list[Judgement]:
+        """Judgements in input order; forwards hold at most `max_tokens` padded tokens. Equal inputs are scored once."""
+        index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}
+        prompts = self.encode(list(index))
+        out: list[Judgement | None] = [None] * len(prompts)
+        for group in batches([len(p.ids) for p in prompts], max_tokens):
+            result = self.forward([prompts[i] for i in group])
+            p_true = result.probs[:, 0].split([len(prompts[i].rows) for i in group])
+            for i, s, p in zip(group, result.scores.tolist(), p_true, strict=True):
+                out[i] = Judgement(s, tuple(p.tolist()))
+        done = [j for j in out if j is not None]
+        return [done[index[x]] for x in inputs]

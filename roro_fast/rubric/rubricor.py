@@ -1,0 +1,80 @@
+"""The Rubricor: a decoder that writes a query-specific rubric. Training only; serving never calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roro_fast.engine import StepEngine
+from roro_fast.models.decoder import Decoder
+from roro_fast.rubric import checkpoint
+from roro_fast.rubric.format import InvalidRubric, Rubric, parse
+from roro_fast.rubric.grammar import checker
+from roro_fast.rubric.prompts import PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One sampled rubric: its token ids (EOS included when produced), its text, and what parsing made of it."""
+
+    ids: tuple[int, ...]
+    text: str
+    rubric: Rubric | InvalidRubric
+
+
+class Rubricor:
+    """`closed_grammar`: only sentences of `rubric.grammar` about the query count as well-formed (the nano tier).
+
+    `preamble` is an instruction placed before the query, for models that were not trained on the bare format.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Any,
+        labels: Sequence[str] = ("small", "large"),
+        *,
+        closed_grammar: bool = True,
+        preamble: str = "",
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.encoder = PromptEncoder(tokenizer, labels, preamble)
+        self.closed_grammar = closed_grammar
+
+    @classmethod
+    def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Rubricor:
+        """From a directory written by `save`, or any Hugging Face language model of a supported family."""
+        model, tokenizer, settings = checkpoint.load(directory, "rubricor", device)
+        if labels is not None:
+            settings["labels"] = labels
+        known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble") if k in settings}
+        return cls(model, tokenizer, **known)
+
+    def save(self, directory: str | Path) -> None:
+        e = self.encoder
+        settings = {"role": "rubricor", "labels": e.labels, "closed_grammar": self.closed_grammar, "preamble": e.preamble}
+        checkpoint.save(directory, self.model, self.tokenizer, settings)
+
+    def read(self, prompt: str, ids: Sequence[int]) -> Draft:
+        """Parse a completion; one that was cut off before EOS is no rubric."""
+        text = self.encoder.decode(ids)
+        if self.encoder.eos not in ids:
+            return Draft(tuple(ids), text, InvalidRubric("unfinished", f"no end within {len(ids)} tokens"))
+        check = checker(prompt, self.encoder.labels) if self.closed_grammar else None
+        return Draft(tuple(ids), text, parse(text, check))
+
+    def write(
+        self, prompts: Sequence[str], *, n: int = 1, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 128
+    ) -> list[list[Draft]]:
+        """`n` drafts per query text. Temperature 0 is greedy; otherwise seeded."""
+        engine = StepEngine([self.model], self.tokenizer)
+        completions = engine.generate(
+            [self.encoder.rubricor(p) for p in prompts],
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return [[self.read(p, ids) for ids in group] for p, group in zip(prompts, completions, strict=True)]

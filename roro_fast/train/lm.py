@@ -1,0 +1,150 @@
+"""Training of small language models: masked cross-entropy, GRPO on recorded actions, and exact resumable state."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from roro_fast.errors import CheckpointError
+from roro_fast.models.decoder import Decoder
+
+IGNORE = -100
+
+
+class LMTrainer:
+    """AdamW over all of a decoder's weights, with gradient clipping. The model is trainable while in `with trainer:`."""
+
+    def __init__(self, model: Decoder, lr: float, *, weight_decay: float = 0.0, clip_norm: float = 1.0) -> None:
+        self.model, self.lr, self.clip_norm = model, lr, clip_norm
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+    def __enter__(self) -> LMTrainer:
+        self.model.requires_grad_(True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.model.requires_grad_(False)
+
+    def step(self, loss: torch.Tensor, lr: float | None = None) -> float:
+        """One update; returns the gradient norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr if lr is None else lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        return float(norm)
+
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Weights, optimiser state and `meta` (JSON) in one safetensors file, renamed into place."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, p in self.model.named_parameters():
+            tensors[f"weight/{name}"] = p.detach()
+            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata={"meta": json.dumps(meta)})
+        part.replace(path)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Restore what `save` wrote and return its `meta`."""
+        try:
+            with safe_open(path, "pt") as f:
+                meta: dict[str, Any] = json.loads(f.metadata()["meta"])
+            tensors = load_file(path)
+            with torch.no_grad():
+                for name, p in self.model.named_parameters():
+                    p.copy_(tensors[f"weight/{name}"])
+                    state = {k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors}
+                    self.optimizer.state[p] = state
+        except (SafetensorError, OSError, KeyError, RuntimeError) as e:
+            raise CheckpointError(f"{path}: not a usable training state ({e}); delete it to start afresh") from e
+        return meta
+
+
+def reference_of(model: Decoder) -> Decoder:
+    """A frozen copy."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """[B, longest] int64, right-padded."""
+    width = max(map(len, rows))
+    return torch.tensor([[*r, *([fill] * (width - len(r)))] for r in rows])
+
+
+def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, targets), both [B, S] int64: `targets` is the next token where it belongs to a completion, else IGNORE."""
+    ids = [[*p, *c[:-1]] for p, c in zip(prompts, completions, strict=True)]
+    targets = [[*([IGNORE] * (len(p) - 1)), *c] for p, c in zip(prompts, completions, strict=True)]
+    return pad(ids, fill), pad(targets, IGNORE)
+
+
+def token_logprobs(model: Decoder, ids: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities [A] float32 of all targets that are not IGNORE, row by row; logits exist for those rows only."""
+    flat = targets.flatten()
+    rows = (flat != IGNORE).nonzero().squeeze(1)
+    logits = model.logits(model.dense(ids).flatten(0, 1)[rows]).float() / temperature
+    return torch.log_softmax(logits, -1).gather(-1, flat[rows, None]).squeeze(-1)
+
+
+def sft_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the targets that are not IGNORE."""
+    return -token_logprobs(model, ids, targets).mean()
+
+
+class PolicyLoss(NamedTuple):
+    """`loss` to minimise; `kl` to the reference and `clipped` share of actions, for the log."""
+
+    loss: torch.Tensor
+    kl: float
+    clipped: float
+
+
+def group_advantages(rewards: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """rewards [B, G] -> (r - mean) / (std + eps) within each group of G; a group of equal rewards gives zeros."""
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + eps)
+
+
+def grpo_loss(
+    logp: torch.Tensor,
+    old: torch.Tensor,
+    advantage: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    reference: torch.Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    kl: float = 1e-3,
+) -> PolicyLoss:
+    """Clipped policy objective over actions (DeepSeekMath eq. 3, with DAPO's asymmetric clip range).
+
+    logp (with grad), old, reference, advantage, weight: [A] float32, one entry per sampled token. `weight` sums to 1
+    and is 1 / (sequences * actions of the sequence) for GRPO's per-sequence mean. The KL term is the unbiased
+    estimator exp(d) - d - 1 with d = reference - logp.
+    """
+    ratio = (logp - old).exp()
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
+    gain = torch.minimum(ratio * advantage, bounded * advantage)
+    clipped = float((weight * (ratio * advantage > gain)).sum().detach())
+    loss, divergence = -(weight * gain).sum(), 0.0
+    if reference is not None:
+        d = reference - logp
+        drift = (weight * (d.exp() - d - 1)).sum()
+        loss, divergence = loss + kl * drift, float(drift.detach())
+    return PolicyLoss(loss, divergence, clipped)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), targets)

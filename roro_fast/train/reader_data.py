@@ -1,0 +1,180 @@
+"""Pretraining data of the nano reader: format and reading only, nothing about what makes a route good.
+
+Queries are of the ledger's train split; the model of every step is drawn at random; rubrics are random sentences of the
+grammar; verdicts are the sentences' programmatic truth. A batch is a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from roro_fast.rubric.format import HARD_RULE, MAX_CRITERIA, MIN_CRITERIA, PRINCIPLE, Rubric
+from roro_fast.rubric.grammar import KINDS, Claim, claims, criterion, truth, verbs_of
+from roro_fast.rubric.prompts import PromptEncoder
+from roro_fast.rubric.render import View
+from roro_fast.tasks.ledger import MODULUS, render_query, render_steps, sample_problem, split_of
+
+LABELS = ("small", "large")
+CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision of reading
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderBatch:
+    """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool, `kinds`
+    [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): who wrote which line, asked after the rubric.
+    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
+
+    read: torch.Tensor
+    rows: torch.Tensor
+    verdicts: torch.Tensor
+    kinds: torch.Tensor
+    recited: torch.Tensor
+    write: torch.Tensor
+    targets: torch.Tensor
+
+
+def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[str, list[str]]:
+    """A ledger prompt of `lines` lines with its solution, whose results are now and then wrong, as small models write."""
+    while True:
+        name, item, start, drawn = sample_problem(rng)
+        if len(drawn) == lines and split_of([x.kind.name for x in drawn]) == split:
+            break
+    steps = [s.strip() for s in render_steps(start, drawn)]
+    if rng.random() < 0.5:
+        steps = [_blur(rng, s) for s in steps]
+    return render_query(name, item, start, drawn), steps
+
+
+def _blur(rng: random.Random, step: str) -> str:
+    words = step.split()
+    for i, w in enumerate(words):
+        if w.isdigit() and rng.random() < 0.2:
+            words[i] = str(rng.randrange(MODULUS))
+    return " ".join(words)
+
+
+def sample_view(rng: random.Random, steps: list[str], verbs: tuple[str, ...], num_models: int) -> View:
+    """Any routing of these steps: independent, in runs, or by verb, at any price ratio of the models."""
+    n, style = len(steps), rng.random()
+    share = rng.choice((0.1, 0.3, 0.5, 0.5, 0.7, 0.9))
+
+    def draw() -> int:
+        return rng.randrange(1, num_models) if rng.random() < share else 0
+
+    if style < 0.4:
+        models = [draw() for _ in range(n)]
+    elif style < 0.7:
+        models = [draw()]
+        while len(models) < n:
+            models.append(draw() if rng.random() < 0.3 else models[-1])
+    else:
+        by_verb = {v: draw() for v in verbs}
+        models = [by_verb[v] if rng.random() < 0.9 else draw() for v in verbs] + [draw()]
+    price = [1.0]
+    for _ in range(num_models - 1):
+        price.append(price[-1] * rng.uniform(2, 20))
+    tokens = [len(s.split()) + 2 for s in steps]  # words, colon, delimiter
+    whole = sum(tokens) * price[-1]
+    costs = [min(100, round(100 * t * price[m] / whole)) for t, m in zip(tokens, models, strict=True)]
+    return View(tuple(steps), tuple(models), tuple(costs))
+
+
+def sample_claims(rng: random.Random, options: list[Claim], count: int) -> list[Claim]:
+    """`count` distinct claims, kinds equally likely."""
+    pools = {k: [c for c in options if c.kind == k] for k in KINDS}
+    out: list[Claim] = []
+    while len(out) < count:
+        pool = pools[rng.choice(KINDS)]
+        if pool:
+            out.append(pool.pop(rng.randrange(len(pool))))
+    return out
+
+
+def sample_rubric(rng: random.Random, prompt: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)) -> Rubric:
+    chosen = sample_claims(rng, claims(verbs_of(prompt), LABELS), rng.randint(*size))
+    return Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c in chosen))
+
+
+def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int) -> list[tuple[Claim, bool]]:
+    """Claims of which about half hold, per kind as far as the trajectory allows."""
+    options = claims(verbs, LABELS)
+    rng.shuffle(options)
+    pools: dict[tuple[str, bool], list[Claim]] = {}
+    for c in options:
+        pools.setdefault((c.kind, truth(c, view, verbs, LABELS)), []).append(c)
+    out = []
+    while len(out) < count:
+        key = (rng.choice(KINDS), rng.random() < 0.5)
+        if pools.get(key):
+            out.append((pools[key].pop(), key[1]))
+    return out
+
+
+def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([r + [fill] * (width - len(r)) for r in rows])
+
+
+def make_batch(
+    encoder: PromptEncoder, pad: int, seed: int, step: int, read: int, write: int, count: tuple[int, int] = CLAIMS_PER_TRAJECTORY
+) -> ReaderBatch:
+    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding)."""
+    rng = random.Random(f"reader/{seed}/{step}")
+    lines = rng.randint(4, 8)
+    ids: list[list[int]] = []
+    rows: list[tuple[int, int]] = []
+    recited: list[tuple[int, int, int]] = []
+    verdicts: list[bool] = []
+    kinds: list[int] = []
+    for b in range(read):
+        prompt, steps = sample_query(rng, lines)
+        verbs = verbs_of(prompt)
+        view = sample_view(rng, steps, verbs, len(LABELS))
+        judged = _balanced(rng, view, verbs, rng.randint(*count))
+        rubric = Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c, _ in judged))
+        encoded = encoder.judge(prompt, view, rubric)
+        ids.append(encoded.ids)
+        rows += [(b, r) for r in encoded.rows]
+        recited += [(b, at, label) for at, label in _recite(rng, encoder, view, ids[-1])]
+        verdicts += [t for _, t in judged]
+        kinds += [KINDS.index(c.kind) for c, _ in judged]
+    padded = _pad(ids, pad)
+    width = padded.shape[1]
+    flat = torch.tensor([b * width + r for b, r in rows])
+    asked = torch.tensor([(b * width + at, label) for b, at, label in recited])
+    written, targets = _rubrics(rng, encoder, pad, lines, write)
+    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
+
+
+def _recite(rng: random.Random, encoder: PromptEncoder, view: View, ids: list[int]) -> list[tuple[int, int]]:
+    """Append "line #k <label>" for all lines in random order to `ids`; returns (index of #k, label token) of each.
+
+    Looking a line up by its number is what most criteria need; asking for it directly makes the skill form early.
+    """
+    ids += encoder.piece("\n")
+    out = []
+    for k in rng.sample(range(len(view.models)), len(view.models)):
+        ids += encoder.piece(f" line #{k + 1}")
+        (label,) = encoder.piece(f" {LABELS[view.models[k]]}")
+        out.append((len(ids) - 1, label))
+        ids.append(label)
+    return out
+
+
+def _rubrics(rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = [], []
+    for _ in range(count):
+        prompt, _ = sample_query(rng, lines)
+        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt))
+        inputs.append(head + tail[:-1])
+        targets.append([-100] * (len(head) - 1) + tail)
+    return _pad(inputs, pad), _pad(targets, -100)
+
+
+def reading_sets(encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int) -> list[Any]:
+    """Held-out batches with rubrics of ordinary size, for measuring verdict accuracy."""
+    return [make_batch(encoder, pad, seed, i, size, 1, (MIN_CRITERIA, MAX_CRITERIA)) for i in range(batches)]
