@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from roro_fast.config_io import load_config
 from roro_fast.errors import RoroError
+from roro_fast.runs import RunDirectory
 
 console = Console()
 errors = Console(stderr=True)
@@ -64,17 +66,22 @@ RedoOption = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from roro_fast import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Stepwise model routing: roll out, train, evaluate."""
-    if version:
-        from roro_fast import __version__
-
-        console.print(__version__, highlight=False)
-        raise typer.Exit
 
 
 @app.command()
@@ -95,3 +102,44 @@ def doctor(
         cli_doctor.show(console, found)
     if any(f.status == "fault" for f in found):
         raise typer.Exit(1)
+
+
+def _open(config: str, run: Path | None, overrides: list[str] | None) -> RunDirectory:
+    """The run directory a command works on: an existing one with its own config, or the one a config names."""
+    if run is None:
+        return RunDirectory.for_config(load_config(config, overrides or ()))
+    opened = RunDirectory(run)
+    return RunDirectory(run, load_config(opened.config, overrides or ()))
+
+
+@app.command()
+def rollout(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """Collect routed trajectories of every arm over the training queries."""
+    _execute("collect", config, run, overrides, redo)
+
+
+@app.command()
+def pairs(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """Build preference pairs; collects first where that is not done."""
+    _execute("pairs", config, run, overrides, redo)
+
+
+def _execute(last: str, config: str, run: Path | None, overrides: list[str] | None, redo: list[str] | None) -> None:
+    from roro_fast import cli_stages, cli_tables
+
+    directory = _open(config, run, overrides)
+    summaries = cli_stages.run_stages(directory, last, console, redo or ())
+    cli_tables.show(console, last, summaries[last])
+    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,13 +89,15 @@ class RunDirectory:
         path = self.path / "stages" / f"{stage}.json"
         return StageMark(**read_json(path)) if path.is_file() else None
 
-    def forget(self, stage: str) -> None:
-        """Delete everything a stage wrote, so that it runs anew."""
-        import shutil
-
-        (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
-        for folder in ("trajectories", "checkpoints"):
-            shutil.rmtree(self.path / folder / stage, ignore_errors=True)
+    def forget(self, stage: str, outputs: Sequence[str] = ()) -> None:
+        """Delete what a stage wrote (its stores, checkpoints and `outputs`, relative paths), so that it runs anew."""
+        self._mark_path(stage).unlink(missing_ok=True)
+        for name in (f"trajectories/{stage}", f"checkpoints/{stage}", f"logs/{stage}", *outputs):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def stage(self, name: str, sections: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,27 +101,33 @@ def roll_out(
     requests: Sequence[Request],
     store: JsonlStore,
     policy: RoutingPolicy | None = None,
+    *,
+    stats: RolloutStats | None = None,
+    total: int | None = None,
     progress: Progress = quiet,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> RolloutStats:
     """Run every request that the store does not hold yet, storing each verified trajectory as it finishes.
 
     A request the engine must refuse (a prompt longer than the context) is stored as finish_reason "refused" and
     counted; the run goes on. Interrupting loses only what is in flight: what finished is flushed on the way out.
+    `stats` goes on counting from an earlier call; `total` is what `progress` counts up to (default: these requests).
     """
-    stats = RolloutStats()
+    stats = RolloutStats() if stats is None else stats
+    total = len(requests) if total is None else total
     wanted = {_key(r) for r in requests}
     for t in stored(store):
         if (t.query_id, t.arm, t.sample, t.seed) in wanted:
             stats.add(t, new=False)
     todo = [r for r in requests if _key(r) not in store]
-    start = clock()
+    if stats.trajectories:
+        progress(stats.trajectories, total, accuracy=stats.accuracy)
+    before, start = stats.seconds, time.perf_counter()
     with store:
         for t in _finished(engine, task, todo, policy):
             store.append(finite(t.to_dict()))
             stats.add(t, new=True)
-            stats.seconds = clock() - start
-            progress(stats.trajectories, len(requests), tok_s=stats.tokens_per_second, accuracy=stats.accuracy)
+            stats.seconds = before + time.perf_counter() - start
+            progress(stats.trajectories, total, tok_s=stats.tokens_per_second, accuracy=stats.accuracy)
     return stats
 
 

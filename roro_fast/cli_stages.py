@@ -1,0 +1,84 @@
+"""The stages in order, and the runner that does what is missing of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from roro_fast.cli_ui import duration, stage_view
+from roro_fast.errors import ConfigError
+from roro_fast.runs import RunDirectory
+from roro_fast.train import pipeline
+from roro_fast.train.pipeline import Context
+from roro_fast.train.setup import Workbench
+
+_ROLLOUT_KEYS = (
+    "run.seed",
+    "task.name",
+    "task.path",
+    "task.seed",
+    "task.chat_template",
+    "models.paths",
+    "models.layers",
+    "models.labels",
+    "models.dtype",
+    "engine.delimiter",
+    "engine.max_new_tokens",
+    "engine.max_steps",
+    "engine.top_k",
+    "engine.top_p",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`sections`: config keys its result depends on beyond earlier stages. `outputs`: files it leaves in the run."""
+
+    name: str
+    run: Callable[[Context], dict[str, Any]]
+    sections: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+
+
+STAGES = (
+    Stage("collect", pipeline.collect, (*_ROLLOUT_KEYS, "collect")),
+    Stage("pairs", pipeline.pairs, ("pairs",), (pipeline.PAIRS,)),
+)
+NAMES = tuple(s.name for s in STAGES)
+
+
+def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Run all stages up to `last` that are not done; returns the summary of each. Takes the run's lock.
+
+    A stage named in `redo` is forgotten first, and so is every later one: their results came from it.
+    """
+    for name in redo:
+        if name not in NAMES:
+            raise ConfigError(f"--redo: {name!r} is not a stage; choose one of {', '.join(NAMES)}")
+    with run:
+        if redo:
+            _forget_from(run, min(NAMES.index(n) for n in redo))
+        bench = Workbench(run.config)
+        summaries: dict[str, dict[str, Any]] = {}
+        for i, stage in enumerate(STAGES[: NAMES.index(last) + 1]):
+            mark = run.done(stage.name, stage.sections)
+            if mark is not None:
+                console.print(f"{stage.name}: done before, in {duration(mark.seconds)}", highlight=False)
+                summaries[stage.name] = mark.summary
+                continue
+            _forget_from(run, i + 1)
+            start = time.perf_counter()
+            with stage_view(console, stage.name) as view, run.stage(stage.name, stage.sections) as summary:
+                summary.update(stage.run(Context(run, bench, view)))
+            console.print(f"{stage.name}: done in {duration(time.perf_counter() - start)}", highlight=False)
+            summaries[stage.name] = summary
+        return summaries
+
+
+def _forget_from(run: RunDirectory, index: int) -> None:
+    for stage in STAGES[index:]:
+        run.forget(stage.name, stage.outputs)

@@ -1,0 +1,50 @@
+"""The summary table of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from roro_fast.cli_ui import table
+
+Summary = Mapping[str, Any]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def collect(summary: Summary) -> Table:
+    arms = summary["arms"]
+    large = arms.get("all_large", {}).get("generated_flops")
+    rows = []
+    for name, a in arms.items():
+        cost = percent(a["generated_flops"] / large) if large else f"{a['generated_flops']:.3g}"
+        rows.append((name, a["trajectories"], percent(a["accuracy"]), cost, f"{a['tokens']:.0f}"))
+    finish = ", ".join(f"{k} {v}" for k, v in summary["finish"].items())
+    title = f"{summary['trajectories']} trajectories, {summary['tokens']:,} tokens (finished by {finish})"
+    cost = "cost / all-large" if large else "FLOPs"
+    return table(title, ("arm", "trajectories", "accuracy", cost, "tokens each"), rows)
+
+
+def pairs(summary: Summary) -> Table:
+    rows = [
+        ("pairs", summary["pairs"]),
+        *((f"decided by {rule}", n) for rule, n in sorted(summary["rules"].items())),
+        ("held out", summary["heldout"]),
+        ("queries", summary["queries"]),
+        ("all arms correct", summary["agreed_correct"]),
+        ("all arms wrong", summary["agreed_wrong"]),
+    ]
+    return table("preference pairs", ("", "count"), rows)
+
+
+TABLES: dict[str, Callable[[Summary], Table]] = {"collect": collect, "pairs": pairs}
+
+
+def show(console: Console, stage: str, summary: Summary) -> None:
+    """Print the table of `stage`."""
+    console.print(TABLES[stage](summary))

@@ -1,0 +1,121 @@
+"""The stages of a run that end with a trained router; each reads and writes one run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from roro_fast.config import Config
+from roro_fast.errors import ConfigError, DataError
+from roro_fast.routing import PolicyNetwork
+from roro_fast.routing.collect import FIRST_WAVE, SECOND_WAVE, first_wave, second_wave
+from roro_fast.rubric.pair_files import save_pairs
+from roro_fast.rubric.pairs import build_pairs
+from roro_fast.rubric.render import Pool
+from roro_fast.runs import JsonlStore, RunDirectory
+from roro_fast.tasks.base import Query
+from roro_fast.train.rollout import Progress, RolloutStats, quiet, roll_out, stored
+from roro_fast.train.setup import Workbench
+
+ROUTER = "router"  # the trained policy, a directory in the run directory
+PAIRS = "pairs.jsonl"
+
+
+@dataclass
+class Context:
+    """What a stage function gets."""
+
+    run: RunDirectory
+    bench: Workbench
+    progress: Progress = quiet
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def limits(self, temperature: float) -> dict[str, Any]:
+        """Request fields that every rollout of this run shares."""
+        e = self.config.engine
+        return {
+            "seed": self.config.run.seed,
+            "max_new_tokens": e.max_new_tokens,
+            "max_steps": e.max_steps,
+            "temperature": temperature,
+            "top_k": e.top_k,
+            "top_p": e.top_p,
+        }
+
+    def collect_queries(self) -> list[Query]:
+        return self.bench.queries("train", self.config.collect.n_queries)
+
+    def pool(self) -> Pool:
+        """The models as a Judge knows them."""
+        return Pool(tuple(self.config.models.labels), tuple(m.config.num_params for m in self.bench.models))
+
+
+def collect(ctx: Context) -> dict[str, Any]:
+    """Roll out all collection arms over the first training queries, in two waves; resumes where the store stops."""
+    c = ctx.config.collect
+    queries = [(q, ctx.bench.encode(q)) for q in ctx.collect_queries()]
+    limits = ctx.limits(c.temperature)
+    num_models = len(ctx.bench.models)
+    policy = _trained_policy(ctx) if "policy" in c.arms else None
+    first = list(
+        first_wave(
+            queries,
+            [a for a in c.arms if a in FIRST_WAVE],
+            num_models=num_models,
+            thresholds=c.thresholds,
+            samples=c.samples,
+            policy=policy,
+            **limits,
+        )
+    )
+    planned = [a for a in c.arms if a in SECOND_WAVE]
+    per_query = sum(c.samples if a == "random_budget" else 1 for a in planned)
+    total = len(first) + per_query * len(queries)
+    store = ctx.run.store("collect")
+    stats = RolloutStats()
+    roll_out(ctx.bench.engine, ctx.bench.task, first, store, stats=stats, total=total, progress=ctx.progress)
+    if planned:
+        small = {t.query_id: t for t in stored(store) if t.arm == "all_small"}
+        second = list(
+            second_wave(
+                queries,
+                planned,
+                small,
+                num_models=num_models,
+                samples=c.samples,
+                **limits,
+            )
+        )
+        roll_out(ctx.bench.engine, ctx.bench.task, second, store, stats=stats, total=total, progress=ctx.progress)
+    return stats.to_dict()
+
+
+def _trained_policy(ctx: Context) -> Any:
+    path = ctx.run.path / ROUTER
+    if not path.is_dir():
+        raise ConfigError(f"collect.arms: 'policy' needs a trained router in {path}; train one first or drop the arm")
+    return PolicyNetwork.from_pretrained(path)
+
+
+def pairs(ctx: Context) -> dict[str, Any]:
+    """Build preference pairs from what was collected and write them to `pairs.jsonl`."""
+    queries = {q.id: q for q in ctx.collect_queries()}
+    rolled = [t for t in stored(collected(ctx.run)) if t.finish_reason != "refused"]
+    found, stats = build_pairs(queries, rolled, ctx.pool(), ctx.config.pairs, seed=ctx.config.run.seed)
+    save_pairs(found, ctx.run.path / PAIRS)
+    ctx.progress(stats.queries, stats.queries)
+    if not found:
+        raise DataError(
+            f"{ctx.run.path / PAIRS}: none of {stats.queries} queries gave a pair ({stats.agreed_correct} all correct, "
+            f"{stats.agreed_wrong} all wrong, {stats.ties} ties); raise collect.n_queries or choose a harder task"
+        )
+    return {"pairs": len(found), **dataclasses.asdict(stats)}
+
+
+def collected(run: RunDirectory) -> JsonlStore:
+    """The store of the collect stage."""
+    return run.store("collect")

@@ -1,0 +1,218 @@
+"""The command line: doctor, rollouts that survive interruption, and errors a person can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from roro_fast.cli import app
+from roro_fast.runs import RunDirectory
+from tests.tiny import overrides, save_pair, save_tiny
+
+ROLLOUT = ["task.n_train=120", "collect.n_queries=120", "collect.arms=[all_small, all_large]"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+def invoke(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def spawn(*args):
+    code = "from roro_fast.cli import app; app(prog_name='roro')"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *(str(a) for a in args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def trajectories(run):
+    """{key: what a rollout decided and wrote}; wall clock left out."""
+    kept = ("token_ids", "step_texts", "correct", "finish_reason")
+    store = RunDirectory(run).store("collect")
+    return {store.key(r): {k: r[k] for k in kept} | {"actions": [d["action"] for d in r["decisions"]]} for r in store}
+
+
+def test_help_lists_the_commands():
+    text = invoke("--help").output
+    assert all(name in text for name in ("rollout", "pairs", "doctor"))
+
+
+def test_version():
+    from roro_fast import __version__
+
+    assert invoke("--version").output.strip() == __version__
+
+
+# -- doctor
+
+
+def doctor(*args):
+    result = invoke("doctor", "--json", *args)
+    return result.exit_code, {(f["section"], f["name"]): f for f in json.loads(result.stdout)}
+
+
+def test_doctor_names_an_implementation_for_every_op():
+    code, found = doctor()
+    serving = {
+        name.split(":")[0] for (section, name), f in found.items() if section == "ops" and "serves" in f["detail"]
+    }
+    from roro_fast.ops import registry
+
+    assert code == 0 and serving == set(registry.ops()) and "sample_step" in serving
+    for name in ("vllm", "ray", "trl", "triton", "flash-attn"):
+        f = found["backends", name]
+        assert f["status"] in ("ok", "absent") and f["detail"]
+    assert ("extensions", "host (C++)") in found
+
+
+def test_doctor_says_when_an_ordered_implementation_is_missing(monkeypatch):
+    monkeypatch.setenv("RORO_IMPL", "sample_step=warp")
+    code, found = doctor()
+    assert code == 1 and "'warp'" in found["ops", "sample_step"]["detail"]
+
+
+def test_doctor_passes_a_pair(pair):
+    code, found = doctor(*pair)
+    assert code == 0
+    assert "one tokenizer" in found["models", "tokenizer"]["detail"]
+    assert "x the first" in found["models", "cost ratio"]["detail"]
+    assert "parameters" in found["models", str(pair[0])]["detail"]
+
+
+def test_doctor_finds_the_faults_of_a_pool(pair, tmp_path):
+    code, found = doctor(pair[1], pair[0], "--delimiter", "@@")
+    assert code == 1
+    assert "smallest first" in found["models", "cost ratio"]["detail"]
+    assert found["models", f"{pair[0]} delimiter"]["status"] == "fault"
+    other = save_tiny(tmp_path / "other", hidden=32, seed=3)
+    spec = (other / "tokenizer.json").read_text().replace('"Ada"', '"Zoe"')
+    (other / "tokenizer.json").write_text(spec)
+    code, found = doctor(pair[0], other, tmp_path / "gone")
+    assert code == 1 and found["models", str(tmp_path / "gone")]["status"] == "fault"
+    code, found = doctor(pair[0], other)
+    assert code == 1 and "differ" in found["models", "tokenizer"]["detail"]
+
+
+def test_doctor_table_is_readable():
+    result = invoke("doctor")
+    assert result.exit_code == 0 and "sample_step: reference" in result.output
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["rollout", "router.bta=1"], ["router.bta", "did you mean router.beta"]),
+        (["rollout", "-c", "missing.yaml"], ["missing.yaml", "presets are"]),
+        (["rollout", "models.paths=[only]"], ["at least two models"]),
+        (["rollout", "--run", "nowhere"], ["nowhere", "not a run directory"]),
+        (["rollout", "--redo", "cooking"], ["--redo", "cooking", "collect"]),
+        (["doctor", "--dtype", "int3"], ["--dtype", "float32"]),
+        (["doctor", "--device", "abacus"], ["--device", "cpu"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    assert all(w in result.stderr for w in words), result.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    p = spawn("--debug", "rollout", "router.bta=1")
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and "Traceback" in err and "ConfigError" in err
+
+
+def test_corrupt_checkpoint_is_named(pair, tmp_path):
+    small, large = save_pair(tmp_path)
+    (large / "model.safetensors").write_bytes(b"\x00" * 40)
+    result = invoke("rollout", *overrides(tmp_path, small, large))
+    assert result.exit_code == 2 and "model.safetensors: corrupt" in result.stderr
+
+
+# -- rollout
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pair, tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    result = invoke("rollout", *overrides(root, *pair), *ROLLOUT)
+    assert result.exit_code == 0, result.output
+    return root / "tiny", result
+
+
+def test_rollout_stores_every_arm_and_prints_a_table(uninterrupted):
+    run, result = uninterrupted
+    found = trajectories(run)
+    assert len(found) == 240 and {k[1] for k in found} == {"all_small", "all_large"}
+    assert "all_small" in result.output and "240 trajectories" in result.output
+    assert all(r["correct"] is not None for r in found.values())
+    summary = json.loads((run / "stages" / "collect.json").read_text())
+    assert summary["done"] and summary["summary"]["trajectories"] == 240
+
+
+def test_a_second_call_does_nothing_again(uninterrupted):
+    run, _ = uninterrupted
+    before = trajectories(run)
+    result = invoke("rollout", "--run", run)
+    assert result.exit_code == 0 and "done before" in result.output and trajectories(run) == before
+
+
+def test_changed_settings_are_refused_and_redo_obeys(pair, tmp_path):
+    args = [*overrides(tmp_path, *pair), "collect.arms=[all_small]", "collect.n_queries=2"]
+    assert invoke("rollout", *args).exit_code == 0
+    result = invoke("rollout", *args, "engine.max_steps=2")
+    assert result.exit_code == 2 and "engine.max_steps" in result.stderr and "--redo collect" in result.stderr
+    result = invoke("rollout", *args, "engine.max_steps=2", "--redo", "collect")
+    assert result.exit_code == 0, result.stderr
+    assert len(trajectories(tmp_path / "tiny")) == 2
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_interrupted_rollout_goes_on_to_the_same_result(pair, tmp_path, uninterrupted, sign, code):
+    args = ["rollout", *overrides(tmp_path, *pair), *ROLLOUT]
+    run = tmp_path / "tiny"
+    p = spawn(*args)
+    shard = run / "trajectories" / "collect" / "part-00000.jsonl"
+    while not shard.is_file() and p.poll() is None:
+        time.sleep(0.01)
+    p.send_signal(sign)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == code, err
+    if sign != signal.SIGKILL:
+        assert "run the same command to go on" in err and "Traceback" not in err
+    kept = trajectories(run)
+    assert 64 <= len(kept) < 240
+    result = invoke(*args)
+    assert result.exit_code == 0, result.stderr
+    assert trajectories(run) == trajectories(uninterrupted[0])
+
+
+def test_too_long_prompts_are_counted_and_the_run_goes_on(tmp_path):
+    small, large = save_pair(tmp_path, context=36)
+    result = invoke("rollout", *overrides(tmp_path, small, large), "collect.arms=[all_small]", "collect.n_queries=24")
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads((tmp_path / "tiny" / "stages" / "collect.json").read_text())["summary"]
+    assert summary["finish"].get("refused", 0) > 0 and summary["trajectories"] == 24
+    assert "refused" in result.output
+
+
+def test_pairs_without_any_signal_say_why(uninterrupted):
+    result = invoke("pairs", "--run", uninterrupted[0])
+    assert result.exit_code == 2 and "all wrong" in result.stderr and "collect.n_queries" in result.stderr
