@@ -1,0 +1,135 @@
+"""README tables, generated from committed results: `python -m roro_fast.eval.tables README.md [--check]`.
+
+A table lives between `<!-- table:NAME -->` and `<!-- /table -->`; what stands there is replaced, everything else kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roro_fast.errors import DataError, RoroError
+from roro_fast.eval import catalogue
+from roro_fast.eval.bootstrap import Estimate
+from roro_fast.eval.catalogue import METRICS, write
+from roro_fast.eval.plain import from_plain
+from roro_fast.files import read_json, write_text
+
+_BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n)(.*?)(<!-- /table -->)", re.S)
+_OPEN = re.compile(r"<!-- table:")
+STUDY_METRICS = ("area", "acc_at_60", "flops_at_98")
+KINDS = {"trained": 0, "baseline": 1, "oracle": 2, "control": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`source` is a file under the results folder; `render` turns its JSON into Markdown, without a final newline."""
+
+    source: str
+    render: Callable[[Any], str]
+
+
+def nano_study(study: Mapping[str, Any]) -> str:
+    """Arms against area, Acc@60 %, FLOPs@98 % and the paired difference in area to outcome-only GRPO."""
+    reference = study["differences"].get("outcome_only", {})
+    heads = ["router", *(f"{METRICS[m].label} {'↑' if METRICS[m].higher else '↓'}" for m in STUDY_METRICS)]
+    rows = []
+    for name in sorted(study["arms"], key=lambda n: (KINDS.get(catalogue.arm(n).kind, 9), n != "roro")):
+        found = study["arms"][name]
+        if found:
+            cells = [_cell(found[m], METRICS[m].unit, f"arms.{name}.{m}") for m in STUDY_METRICS]
+            d = reference.get(name, {}).get("area")
+            cells.append(_cell(d, "ratio", f"differences.outcome_only.{name}", signed=True) if d else "–")
+            rows.append([_name(name), *cells])
+    meta = study["meta"]
+    lines = [_row([*heads, "area − outcome-only"]), _row(["---"] + ["--:"] * (len(heads)))]
+    lines += [_row(r) for r in rows]
+    ends = []
+    for name in (meta["small"], meta["large"]):
+        p = study["points"][name][0]
+        ends.append(f"{_name(name)} {write(p['accuracy']['mean'], 'share')} correct")
+    note = (
+        f"{meta['task']}, {meta['split']} split, {meta['n_queries']} queries, {len(meta['seeds'])} seeds; in brackets "
+        f"{100 * meta['level']:.0f} % bootstrap intervals over queries and seeds; FLOPs are generated FLOPs as a share "
+        f"of all-large; a coin toss between the two models has area 0.5. {'; '.join(ends)}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+TABLES: dict[str, Table] = {"nano_study": Table("nano_study.json", nano_study)}
+
+
+def fill(text: str, results: Path, tables: Mapping[str, Table] = TABLES) -> str:
+    """`text` with every marked table made anew; DataError names an unknown table, a lost marker or an absent result."""
+
+    def one(m: re.Match[str]) -> str:
+        name = m.group(2)
+        table = tables.get(name)
+        if table is None:
+            raise DataError(f"table:{name}: no such table; known are {', '.join(tables)}")
+        path = results / table.source
+        if not path.is_file():
+            raise DataError(f"table:{name}: {path} does not exist; make it or remove the markers")
+        try:
+            body = table.render(read_json(path))
+        except (KeyError, TypeError, IndexError) as e:
+            raise DataError(f"table:{name}: {path} does not follow its schema ({type(e).__name__}: {e})") from e
+        return f"{m.group(1)}{body}\n{m.group(4)}"
+
+    if len(_OPEN.findall(text)) != len(_BLOCK.findall(text)):
+        raise DataError("a '<!-- table:NAME -->' marker has no '<!-- /table -->' after it, or is not alone on its line")
+    return _BLOCK.sub(one, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrite the file, or with --check only say whether it is up to date. Exit status 1: it is not, or bad input."""
+    parser = argparse.ArgumentParser(prog="python -m roro_fast.eval.tables", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--check", action="store_true", help="fail instead of writing")
+    parser.add_argument("--results", type=Path, help="default: bench/results beside the file")
+    args = parser.parse_args(argv)
+    try:
+        if not args.file.is_file():
+            raise DataError(f"{args.file}: no such file")
+        old = args.file.read_text(encoding="utf-8")
+        new = fill(old, args.results or args.file.resolve().parent / "bench" / "results")
+    except RoroError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    if new == old:
+        return 0
+    if args.check:
+        print(
+            f"error: {args.file}: tables are out of date; run: python -m roro_fast.eval.tables {args.file}",
+            file=sys.stderr,
+        )
+        return 1
+    write_text(args.file, new)
+    return 0
+
+
+def _cell(value: Any, unit: str, where: str, signed: bool = False) -> str:
+    x = from_plain(Estimate, value, where)
+    if not (math.isfinite(x.lo) and math.isfinite(x.hi)):
+        return write(x.mean, unit, signed)
+    lo, hi = (write(v, unit, signed).split(catalogue.NBSP)[0] for v in (x.lo, x.hi))
+    return f"{write(x.mean, unit, signed)} [{lo}, {hi}]"
+
+
+def _name(arm: str) -> str:
+    label = catalogue.arm(arm).label
+    return f"**{label}**" if arm == "roro" else label
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
