@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "roro_fast"
@@ -185,3 +188,35 @@ def test_the_built_package_carries_kernels_and_data(checkout_with_a_kernel, tmp_
         if p.is_file() and not (site / "roro_fast" / p.relative_to(source)).exists()
     ]
     assert left_out == []
+
+
+def third_party(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """(line, top-level module, is it imported at import time) of every import from outside the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        for top in {n.split(".")[0] for n in names} - sys.stdlib_module_names - {"roro_fast"}:
+            yield node.lineno, top, id(node) not in inner
+
+
+def test_every_import_is_a_declared_dependency():
+    """What is imported with the package must be a plain dependency; what a function imports may be an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = {Requirement(r).name.lower() for extra in project["optional-dependencies"].values() for r in extra}
+    base = {Requirement(r).name.lower() for r in project["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    bad = []
+    for name, path in modules(PACKAGE):
+        free = part_of(name) in {"serve", "backends", "kernels"}
+        for line, top, eager in third_party(path):
+            owners = {d.lower().replace("_", "-") for d in distributions.get(top, [top])}
+            if not owners & (base if eager and not free else base | optional):
+                bad.append(f"{path.relative_to(ROOT)}:{line}: {top} is not in pyproject.toml's dependencies")
+    assert bad == []
