@@ -39,6 +39,7 @@ build/aot/%.o: csrc/cuda/%.cu
 
 $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard csrc/*.cpp csrc/host/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "roro_fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo 'setting up $(VENV): a few minutes, most of it torch'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-cpu.txt -e '.[dev]'
 	@$(BIN)/python -c 'from roro_fast.engine.pages import HAVE_NATIVE as n; print("host structures:", "native" if n else "Python (no C++ compiler at install)")'
