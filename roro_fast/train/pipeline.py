@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
-from roro_fast.config import Config
 from roro_fast.errors import ConfigError, DataError
 from roro_fast.routing import PolicyNetwork
 from roro_fast.routing.collect import FIRST_WAVE, SECOND_WAVE, first_wave, second_wave
 from roro_fast.rubric.pair_files import save_pairs
 from roro_fast.rubric.pairs import build_pairs
-from roro_fast.rubric.render import Pool
 from roro_fast.runs import JsonlStore, RunDirectory
-from roro_fast.tasks.base import Query
-from roro_fast.train.rollout import Progress, RolloutStats, quiet, roll_out, stored
-from roro_fast.train.setup import Workbench
+from roro_fast.train.context import Context
+from roro_fast.train.rollout import RolloutStats, roll_out, stored
 
 ROUTER = "router"  # the trained policy, a directory in the run directory
 PAIRS = "pairs.jsonl"
-
-
-@dataclass
-class Context:
-    """What a stage function gets."""
-
-    run: RunDirectory
-    bench: Workbench
-    progress: Progress = quiet
-
-    @property
-    def config(self) -> Config:
-        return self.run.config
-
-    def limits(self, temperature: float) -> dict[str, Any]:
-        """Request fields that every rollout of this run shares."""
-        e = self.config.engine
-        return {
-            "seed": self.config.run.seed,
-            "max_new_tokens": e.max_new_tokens,
-            "max_steps": e.max_steps,
-            "temperature": temperature,
-            "top_k": e.top_k,
-            "top_p": e.top_p,
-        }
-
-    def collect_queries(self) -> list[Query]:
-        return self.bench.queries("train", self.config.collect.n_queries)
-
-    def pool(self) -> Pool:
-        """The models as a Judge knows them."""
-        return Pool(tuple(self.config.models.labels), tuple(m.config.num_params for m in self.bench.models))
 
 
 def collect(ctx: Context) -> dict[str, Any]:
