@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from roro_fast.engine.policy import BoundaryBatch, Decisions
@@ -103,5 +101,3 @@ class Scripted:
         actions = torch.tensor([p[i] if i < len(p) else 0 for p, i in zip(plans, index, strict=True)])
         probs = torch.nn.functional.one_hot(actions, batch.num_models).float()
         return Decisions(actions, torch.zeros(len(batch)), probs)
-
-

@@ -45,10 +45,12 @@ class ShuffledReward:
     name = "shuffled"
 
     def __init__(self, inner: JudgeReward, seed: int) -> None:
-        self.inner, self._rng = inner, np.random.default_rng(seed)
+        self.inner, self.seed = inner, seed
 
     def score(self, trajectories: Sequence[Trajectory]) -> np.ndarray:
-        return self._rng.permutation(self.inner.score(trajectories))
+        # Keyed by the batch, not by a running state, so that a resumed training deals the same hands.
+        rng = np.random.default_rng([self.seed, *(t.seed for t in trajectories[:1])])
+        return rng.permutation(self.inner.score(trajectories))
 
 
 class FormulaReward:

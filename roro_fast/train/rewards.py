@@ -37,7 +37,11 @@ def cost_share(trajectories: Sequence[Trajectory], all_large: dict[str, float]) 
 
 
 def combine(
-    trajectories: Sequence[Trajectory], all_large: dict[str, float], lambda_cost: float, beta: float, process: np.ndarray
+    trajectories: Sequence[Trajectory],
+    all_large: dict[str, float],
+    lambda_cost: float,
+    beta: float,
+    process: np.ndarray,
 ) -> Rewards:
     """R = 1[correct] - lambda * cost + beta * S. A trajectory without a score gets S = 0, the middle of the range."""
     if not 0 <= beta < 0.5:

@@ -124,7 +124,9 @@ class RouterTrainer:
         random.Random(f"{self.seed}/{epoch}").shuffle(order)
         seed = stream_key(self.seed, self.step) & 0x7FFFFFFF
         return [
-            Request(ids, query=q, sample=j, seed=seed + i, temperature=self.config.temperature, arm="grpo", **self.limits)
+            Request(
+                ids, query=q, sample=j, seed=seed + i, temperature=self.config.temperature, arm="grpo", **self.limits
+            )
             for i, (q, ids) in enumerate(self.queries[k] for k in order[at : at + per])
             for j in range(self.config.group_size)
         ]
@@ -133,9 +135,7 @@ class RouterTrainer:
         c = self.config
         stats: dict[str, float] = {}
         for _ in range(c.epochs):
-            loss, stats = grpo_loss(
-                self.policy.logits(batch.features), batch, c.clip_low, c.clip_high, c.entropy, c.kl
-            )
+            loss, stats = grpo_loss(self.policy.logits(batch.features), batch, c.clip_low, c.clip_high, c.entropy, c.kl)
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
