@@ -83,8 +83,10 @@ REASONS = (
 Check = Callable[[Criterion], str]
 
 
-def make(criteria: tuple[Criterion, ...] | list[Criterion], check: Check | None = None) -> Rubric | InvalidRubric:
-    """A rubric of these criteria, or why they are none."""
+def make(
+    criteria: tuple[Criterion, ...] | list[Criterion], check: Check | None = None, most: int = MAX_CRITERIA
+) -> Rubric | InvalidRubric:
+    """A rubric of these criteria, or why they are none. `most` may lower the upper limit of their number."""
     if not criteria:
         return InvalidRubric("empty")
     seen: set[str] = set()
@@ -101,13 +103,13 @@ def make(criteria: tuple[Criterion, ...] | list[Criterion], check: Check | None 
         if check is not None and (why := check(c)):
             return InvalidRubric("not checkable", f"{c.sentence}: {why}")
     if len(criteria) < MIN_CRITERIA:
-        return InvalidRubric("too few criteria", f"{len(criteria)}; write {MIN_CRITERIA} to {MAX_CRITERIA}")
-    if len(criteria) > MAX_CRITERIA:
-        return InvalidRubric("too many criteria", f"{len(criteria)}; write {MIN_CRITERIA} to {MAX_CRITERIA}")
+        return InvalidRubric("too few criteria", f"{len(criteria)}; write {MIN_CRITERIA} to {most}")
+    if len(criteria) > most:
+        return InvalidRubric("too many criteria", f"{len(criteria)}; write {MIN_CRITERIA} to {most}")
     return Rubric(tuple(criteria))
 
 
-def parse(text: str, check: Check | None = None) -> Rubric | InvalidRubric:
+def parse(text: str, check: Check | None = None, most: int = MAX_CRITERIA) -> Rubric | InvalidRubric:
     """Read a rubric. Blank space around the whole text is forgiven, nothing else is. Never raises."""
     body = text.strip()
     if not body:
@@ -118,7 +120,7 @@ def parse(text: str, check: Check | None = None) -> Rubric | InvalidRubric:
         if m is None:
             return InvalidRubric("not a criterion line", line[:MAX_SENTENCE])
         criteria.append(Criterion(*m.groups()))
-    return make(criteria, check)
+    return make(criteria, check, most)
 
 
 def _sentence_fault(sentence: str) -> str:

@@ -19,6 +19,7 @@ from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import parse_query
 
 KINDS = ("writes line", "writes every", "takes over after", "writes at most", "switches")
+NUMBERED = tuple(k for k in KINDS if k != "writes every")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,11 @@ class Claim:
         if self.kind == "switches":
             return f"at most {self.number} switches"
         head = f"the {self.label} model {self.kind}"
-        tails = {"writes line": f"#{self.number}", "writes every": f"{self.verb} line", "writes at most": f"{self.number} lines"}
-        return f"{head} {tails.get(self.kind, f'line #{self.number}')}"
+        if self.kind == "writes every":
+            return f"{head} {self.verb} line"
+        if self.kind == "writes at most":
+            return f"{head} {self.number} lines"
+        return f"{head} #{self.number}" if self.kind == "writes line" else f"{head} line #{self.number}"
 
 
 _SENTENCE = re.compile(
@@ -52,11 +56,11 @@ def read(sentence: str) -> Claim | None:
         return None
     g = m.groupdict()
     label = g["label"] or ""
-    for kind, key in (("switches", "switches"), ("writes line", "line"), ("takes over after", "after"), ("writes at most", "most")):
-        if g[key] is not None:
-            claim = Claim(kind, label, int(g[key]))
-            return claim if str(claim) == sentence else None  # "007" is no number of the grammar
-    return Claim("writes every", label, verb=g["verb"])
+    if g["verb"] is not None:
+        return Claim("writes every", label, verb=g["verb"])
+    kind, digits = next((kind, g[kind.split()[-1]]) for kind in NUMBERED if g[kind.split()[-1]] is not None)
+    claim = Claim(kind, label, int(digits))
+    return claim if str(claim) == sentence else None  # "007" is no number of the grammar
 
 
 @lru_cache(maxsize=4096)
@@ -69,7 +73,7 @@ def verbs_of(prompt: str) -> tuple[str, ...]:
 
 
 def axis_of(claim: Claim, labels: Sequence[str]) -> str:
-    """The axis a claim speaks about: a larger model writing is escalation, its limits and the small one's share are allocation."""
+    """A larger model's writing is escalation; limits, and what the smallest one writes, are allocation."""
     if claim.kind == "takes over after":
         return RECOVERY if claim.label == labels[0] else ESCALATION
     if claim.kind in ("switches", "writes at most") or claim.label == labels[0]:
@@ -101,24 +105,28 @@ def truth(claim: Claim, view: View, verbs: Sequence[str], labels: Sequence[str])
     return all(i < len(models) and models[i] == model for i in lines)
 
 
-def claims(verbs: Sequence[str], labels: Sequence[str]) -> list[Claim]:
-    """Every claim the grammar can make about a query with these verbs; steps are its lines and the total."""
-    steps = len(verbs) + 1
+def claims(verbs: Sequence[str], labels: Sequence[str], steps: int | None = None) -> list[Claim]:
+    """Every claim the grammar can make about a query with these verbs; its steps are its lines and the total.
+
+    Queries of other tasks have no verbs; their number of `steps` must be given.
+    """
+    steps = len(verbs) + 1 if steps is None else steps
     small, large = labels[0], labels[-1]
     out = [Claim("writes line", x, k) for x in labels for k in range(1, steps + 1)]
     out += [Claim("writes every", x, verb=v) for x in labels for v in dict.fromkeys(verbs)]
-    out += [Claim("takes over after", x, k) for x in dict.fromkeys((small, large)) for k in range(1, steps)]
+    out += [Claim("takes over after", x, k) for x in (small, large) for k in range(1, steps)]
     out += [Claim("writes at most", x, n) for x in labels[1:] for n in range(steps)]
     return out + [Claim("switches", number=n) for n in range(steps - 1)]
 
 
 def checker(prompt: str, labels: Sequence[str]) -> Check:
     """Refuses sentences outside the grammar or not about this query (`format.parse(text, check)`)."""
-    possible = {str(c): c for c in claims(verbs_of(prompt), labels)}
+    verbs = verbs_of(prompt)
+    possible = {str(c) for c in claims(verbs, labels)}
 
     def check(c: Criterion) -> str:
-        claim = possible.get(c.sentence)
-        if claim is None:
+        claim = read(c.sentence)
+        if claim is None or claim.label not in ("", *labels) or (verbs and c.sentence not in possible):
             return "not a sentence of the grammar about this query"
         right = axis_of(claim, labels)
         return "" if c.axis == right else f"belongs to the axis ({right})"

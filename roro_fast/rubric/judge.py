@@ -1,4 +1,4 @@
-"""The Judge: one forward pass over query, rendered trajectory and rubric; the answer is a probability per verdict slot."""
+"""The Judge: one forward pass over query, rendered trajectory and rubric, and a probability per verdict slot."""
 
 from __future__ import annotations
 

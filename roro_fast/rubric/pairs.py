@@ -22,7 +22,7 @@ RULES = ("outcome", "cost", "process")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One trajectory as pair building sees it. `cost` is generated FLOPs; `quality` is None without an all-small run."""
+    """One trajectory as pair building sees it. `cost`: generated FLOPs; `quality`: None without an all-small run."""
 
     view: View
     arm: str
@@ -34,8 +34,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`chosen` is preferred to `rejected` because of `rule`, by `margin` (1 for outcome, else the relative cost saved or
-    the quality gained). `split` is "train" or "heldout", the same for all pairs of a query."""
+    """`chosen` is preferred to `rejected` because of `rule`, by `margin` (1 for outcome, else the relative cost saved
+    or the quality gained). `split` is "train" or "heldout", the same for all pairs of a query."""
 
     query_id: str
     prompt: str
@@ -91,7 +91,9 @@ def candidates(trajectories: Sequence[Trajectory], pool: Pool, formula: Formula)
     out: dict[tuple[View, bool], Candidate] = {}
     for t in trajectories:
         if t.correct is None:
-            raise DataError(f"trajectory {t.query_id}/{t.arm}/{t.sample}: `correct` is not set; verify it before pairing")
+            raise DataError(
+                f"trajectory {t.query_id}/{t.arm}/{t.sample}: `correct` is not set; verify it before pairing"
+            )
         quality = process_quality(t.models, confidence, formula) if confidence else None
         view = view_of(t, pool)
         out.setdefault((view, t.correct), Candidate(view, t.arm, t.sample, t.correct, t.cost.generated_flops, quality))
@@ -100,7 +102,11 @@ def candidates(trajectories: Sequence[Trajectory], pool: Pool, formula: Formula)
 
 def split_of(query_id: str, holdout: float) -> str:
     """ "heldout" for a fixed share of query ids, by a stable hash."""
-    return "heldout" if int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:4], "big") / 2**32 < holdout else "train"
+    return (
+        "heldout"
+        if int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:4], "big") / 2**32 < holdout
+        else "train"
+    )
 
 
 def build_pairs(
@@ -115,14 +121,16 @@ def build_pairs(
     """All pairs the rules decide, at most `max_per_query` a query, taken from the rules in turn. Deterministic.
 
     `queries` maps ids to queries; the order of `trajectories` within a query does not change which pairs exist, only
-    ties of the draw. A query in which every arm had the same outcome carries no signal about routing and is only counted.
+    ties of the draw. A query in which every arm had the same outcome says nothing about routing and is only counted.
     """
     config = config or PairsConfig()
     formula = formula or Formula((config.weights[0], config.weights[1], config.weights[2]))
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for t in trajectories:
         if t.query_id not in queries:
-            raise DataError(f"trajectory {t.query_id!r}: no such query; pass the queries the trajectories were rolled out for")
+            raise DataError(
+                f"trajectory {t.query_id!r}: no such query; pass the queries the trajectories were rolled out for"
+            )
         groups[t.query_id].append(t)
     stats = PairStatistics(queries=len(groups))
     pairs: list[Pair] = []
@@ -205,4 +213,6 @@ def from_row(row: Mapping[str, Any]) -> Pair:
             raise DataError(f"pair {row['query_id']!r}: rule {row['rule']!r} is not one of {', '.join(RULES)}")
         return Pair(row["query_id"], row["prompt"], sides[0], sides[1], row["rule"], float(row["margin"]), row["split"])
     except (KeyError, TypeError) as e:
-        raise DataError(f"pair row: field {e} is missing or of the wrong type; was this file written by save_pairs?") from None
+        raise DataError(
+            f"pair row: field {e} is missing or of the wrong type; was this file written by save_pairs?"
+        ) from None

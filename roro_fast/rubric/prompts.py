@@ -1,7 +1,7 @@
 """Token-level prompts of Rubricor and Judge. Both start with the query, so one pretrained reader serves both.
 
 Rubricor:  Query / Rubric                 -> writes the rubric, then EOS
-Judge:     Query / Trajectory / Rubric    with "Verdict:" after every criterion; the token that would follow it is the verdict
+Judge:     Query / Trajectory / Rubric    with "Verdict:" after every criterion; the verdict is the token to follow it
 
 Pieces are tokenised one by one and concatenated, which fixes the verdict rows exactly, and with special-token parsing
 off, so that a step text holding "<eos>" is just text.
@@ -23,7 +23,7 @@ VERDICTS = (" true", " false")
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """`ids`: tokens. `rows`: index of the last token of each verdict slot; the logits there decide. `weights`: per slot."""
+    """`ids`: tokens. `rows`: the last token of each verdict slot, whose logits decide. `weights`: one per slot."""
 
     ids: list[int]
     rows: list[int]
@@ -31,7 +31,7 @@ class JudgePrompt:
 
 
 class PromptEncoder:
-    """Encodes prompts for one tokenizer and one set of model labels; `preamble` is an instruction put before the query."""
+    """Encodes prompts for one tokenizer and set of model labels; `preamble` is an instruction put before the query."""
 
     def __init__(self, tokenizer: Any, labels: Sequence[str], preamble: str = "") -> None:
         self.tokenizer, self.labels, self.preamble = tokenizer, tuple(labels), preamble

@@ -1,6 +1,6 @@
 """Process quality of a route, from what the small model's own confidence says about the query (method.md section 4).
 
-    quality = 0.4 * critical-step hit + 0.3 * (1 - switches / (n - 1)) + 0.3 * (1 - share of escalated steps it was sure of)
+    quality = 0.4 * critical-step hit + 0.3 * (1 - switches / (n - 1)) + 0.3 * (1 - share of escalated steps it is sure of)
 
 Confidence comes from the recorded step statistics of the query's all-small trajectory. The gold answer plays no part.
 """
@@ -16,8 +16,8 @@ from roro_fast.engine.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """`weights`: critical hit, few switches, no waste. A step is "sure" at `sure` confidence or more. The critical step is
-    hit by an escalation at most `window` steps away from it."""
+    """`weights`: critical hit, few switches, no waste. A step is "sure" at `sure` confidence or more. The critical step
+    is hit by an escalation at most `window` steps away from it."""
 
     weights: tuple[float, float, float] = (0.4, 0.3, 0.3)
     sure: float = 0.95

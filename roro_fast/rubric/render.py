@@ -23,7 +23,7 @@ class Pool:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.params) or len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             raise ConfigError(
-                f"models.labels: {list(self.labels)} must be distinct, at least two, and one per model ({len(self.params)})"
+                f"models.labels: {list(self.labels)} must be distinct, at least two, one per model ({len(self.params)})"
             )
 
 
@@ -50,8 +50,8 @@ def view_of(trajectory: Trajectory, pool: Pool) -> View:
     steps = trajectory.steps
     if len(trajectory.step_texts) != len(steps):
         raise DataError(
-            f"trajectory {trajectory.query_id}/{trajectory.arm}: step_texts has {len(trajectory.step_texts)} entries for "
-            f"{len(steps)} steps; fill it before rendering"
+            f"trajectory {trajectory.query_id}/{trajectory.arm}: step_texts has {len(trajectory.step_texts)} entries "
+            f"for {len(steps)} steps; fill it before rendering"
         )
     tokens = sum(s.end - s.start for s in steps)
     whole = max(1, tokens * pool.params[-1])

@@ -10,7 +10,7 @@ from typing import Any
 from roro_fast.engine import StepEngine
 from roro_fast.models.decoder import Decoder
 from roro_fast.rubric import checkpoint
-from roro_fast.rubric.format import InvalidRubric, Rubric, parse
+from roro_fast.rubric.format import MAX_CRITERIA, InvalidRubric, Rubric, parse
 from roro_fast.rubric.grammar import checker
 from roro_fast.rubric.prompts import PromptEncoder
 
@@ -38,10 +38,11 @@ class Rubricor:
         *,
         closed_grammar: bool = True,
         preamble: str = "",
+        max_criteria: int = MAX_CRITERIA,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.encoder = PromptEncoder(tokenizer, labels, preamble)
-        self.closed_grammar = closed_grammar
+        self.closed_grammar, self.max_criteria = closed_grammar, max_criteria
 
     @classmethod
     def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Rubricor:
@@ -49,12 +50,18 @@ class Rubricor:
         model, tokenizer, settings = checkpoint.load(directory, "rubricor", device)
         if labels is not None:
             settings["labels"] = labels
-        known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble") if k in settings}
+        known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble", "max_criteria") if k in settings}
         return cls(model, tokenizer, **known)
 
     def save(self, directory: str | Path) -> None:
         e = self.encoder
-        settings = {"role": "rubricor", "labels": e.labels, "closed_grammar": self.closed_grammar, "preamble": e.preamble}
+        settings = {
+            "role": "rubricor",
+            "labels": e.labels,
+            "closed_grammar": self.closed_grammar,
+            "preamble": e.preamble,
+            "max_criteria": self.max_criteria,
+        }
         checkpoint.save(directory, self.model, self.tokenizer, settings)
 
     def read(self, prompt: str, ids: Sequence[int]) -> Draft:
@@ -63,7 +70,7 @@ class Rubricor:
         if self.encoder.eos not in ids:
             return Draft(tuple(ids), text, InvalidRubric("unfinished", f"no end within {len(ids)} tokens"))
         check = checker(prompt, self.encoder.labels) if self.closed_grammar else None
-        return Draft(tuple(ids), text, parse(text, check))
+        return Draft(tuple(ids), text, parse(text, check, self.max_criteria))
 
     def write(
         self, prompts: Sequence[str], *, n: int = 1, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 128

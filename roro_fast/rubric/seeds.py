@@ -1,8 +1,8 @@
 """Seed rubrics for the warm-up: the grammar's sentences that best explain a query's own preference pairs.
 
 A sentence earns evidence from each pair for which it holds for the chosen and not for the rejected trajectory (and
-loses it the other way round). A query has few pairs, so its evidence is shrunk towards that of the same kind of sentence
-over all pairs. Sentences are then added greedily as long as the rubric's score orders more of the query's pairs right.
+loses it the other way round). A query has few pairs, so its evidence is shrunk towards that of the same kind of
+sentence over all pairs. Sentences are then added greedily as long as the rubric's score orders more of the query's pairs right.
 Neither gold answers nor oracles are consulted, only the pairs.
 """
 
@@ -24,7 +24,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SeedConfig:
-    """`shrinkage`: how many pairs the corpus-wide evidence counts for. `hard`: evidence from which a sentence is a Hard Rule.
+    """`shrinkage`: how many pairs the corpus-wide evidence counts for. `hard`: evidence that makes a Hard Rule.
     `repeat_axis`: evidence a sentence gives up when its axis is already covered."""
 
     shrinkage: float = 4.0
@@ -39,7 +39,9 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     return dict(groups)
 
 
-def seed_rubrics(pairs: Iterable[Pair], labels: Sequence[str], config: SeedConfig | None = None) -> dict[str, Rubric]:
+def seed_rubrics(
+    pairs: Iterable[Pair], labels: Sequence[str], config: SeedConfig | None = None, most: int = MAX_CRITERIA
+) -> dict[str, Rubric]:
     """A rubric for every query of `pairs` about which the grammar has enough to say, by query id. Deterministic."""
     config = config or SeedConfig()
     groups = group_by_query(pairs)
@@ -48,7 +50,7 @@ def seed_rubrics(pairs: Iterable[Pair], labels: Sequence[str], config: SeedConfi
     out = {}
     for query_id, table in tables.items():
         if len(table.claims) >= MIN_CRITERIA:
-            out[query_id] = _select(table, corpus, labels, config)
+            out[query_id] = _select(table, corpus, labels, config, most)
     return out
 
 
@@ -64,8 +66,8 @@ class _Table:
     @classmethod
     def of(cls, pairs: Sequence[Pair], labels: Sequence[str]) -> _Table:
         verbs = verbs_of(pairs[0].prompt)
-        options = claims(verbs, labels) if verbs else []
         views = {v: i for i, v in enumerate(dict.fromkeys(x.view for p in pairs for x in (p.chosen, p.rejected)))}
+        options = claims(verbs, labels, None if verbs else max(len(v.models) for v in views))
         holds = np.array([[truth(c, v, verbs, labels) for v in views] for c in options], dtype=np.float64)
         holds = holds.reshape(len(options), len(views))
         chosen, rejected = [views[p.chosen.view] for p in pairs], [views[p.rejected.view] for p in pairs]
@@ -74,8 +76,8 @@ class _Table:
 
 
 def _key(claim: Claim, verbs: Sequence[str]) -> Key:
-    """What a claim is about, in words that mean the same for every query: line numbers become the verbs of those lines."""
-    verb = [*verbs, "total"]
+    """What a claim is about in words that mean the same for every query: line numbers become their lines' verbs."""
+    verb = [*verbs, "total"] if verbs else [f"#{i}" for i in range(1, claim.number + 2)]
     if claim.kind == "writes line":
         return ("writes", claim.label, verb[claim.number - 1])
     if claim.kind == "writes every":
@@ -95,7 +97,7 @@ def _corpus_evidence(tables: Iterable[_Table]) -> dict[Key, float]:
     return {k: float(v[0] / v[1]) for k, v in total.items()}
 
 
-def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], config: SeedConfig) -> Rubric:
+def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], config: SeedConfig, most: int) -> Rubric:
     prior = np.array([corpus[k] for k in table.keys])
     mass = table.weight.sum()
     strength = (table.votes @ table.weight + config.shrinkage * prior) / (mass + config.shrinkage)
@@ -104,8 +106,10 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
     axes = [axis_of(c, labels) for c in table.claims]
     chosen: list[int] = []
     total, best = np.zeros(len(table.weight)), -1.0
-    while len(chosen) < MAX_CRITERIA:
-        ordered = ((total + value) > 1e-9) @ table.weight / mass  # share of pair weight ordered right with each claim added
+    while len(chosen) < most:
+        ordered = (
+            ((total + value) > 1e-9) @ table.weight / mass
+        )  # share of pair weight ordered right with each claim added
         crowded = np.array([sum(axes[j] == a for j in chosen) for a in axes])
         merit = ordered + strength - config.repeat_axis * crowded
         merit[chosen] = -np.inf

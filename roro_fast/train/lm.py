@@ -20,7 +20,7 @@ IGNORE = -100
 
 
 class LMTrainer:
-    """AdamW over all of a decoder's weights, with gradient clipping. The model is trainable while in `with trainer:`."""
+    """AdamW over all weights of a decoder, with gradient clipping. The model is trainable inside `with trainer:`."""
 
     def __init__(self, model: Decoder, lr: float, *, weight_decay: float = 0.0, clip_norm: float = 1.0) -> None:
         self.model, self.lr, self.clip_norm = model, lr, clip_norm
@@ -65,7 +65,9 @@ class LMTrainer:
             with torch.no_grad():
                 for name, p in self.model.named_parameters():
                     p.copy_(tensors[f"weight/{name}"])
-                    state = {k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors}
+                    state = {
+                        k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors
+                    }
                     self.optimizer.state[p] = state
         except (SafetensorError, OSError, KeyError, RuntimeError) as e:
             raise CheckpointError(f"{path}: not a usable training state ({e}); delete it to start afresh") from e
@@ -83,7 +85,9 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     return torch.tensor([[*r, *([fill] * (width - len(r)))] for r in rows])
 
 
-def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+def completion_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], fill: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, targets), both [B, S] int64: `targets` is the next token where it belongs to a completion, else IGNORE."""
     ids = [[*p, *c[:-1]] for p, c in zip(prompts, completions, strict=True)]
     targets = [[*([IGNORE] * (len(p) - 1)), *c] for p, c in zip(prompts, completions, strict=True)]
@@ -91,7 +95,7 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
 
 
 def token_logprobs(model: Decoder, ids: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities [A] float32 of all targets that are not IGNORE, row by row; logits exist for those rows only."""
+    """Log-probabilities [A] float32 of the targets that are not IGNORE, row by row; only those rows get logits."""
     flat = targets.flatten()
     rows = (flat != IGNORE).nonzero().squeeze(1)
     logits = model.logits(model.dense(ids).flatten(0, 1)[rows]).float() / temperature

@@ -24,9 +24,9 @@ CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision o
 
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
-    """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool, `kinds`
-    [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): who wrote which line, asked after the rubric.
-    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
+    """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
+    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): who wrote which line, asked after
+    the rubric. `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
 
     read: torch.Tensor
     rows: torch.Tensor
@@ -38,7 +38,7 @@ class ReaderBatch:
 
 
 def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[str, list[str]]:
-    """A ledger prompt of `lines` lines with its solution, whose results are now and then wrong, as small models write."""
+    """A ledger prompt of `lines` lines with its solution, whose results are now and then wrong, as models write."""
     while True:
         name, item, start, drawn = sample_problem(rng)
         if len(drawn) == lines and split_of([x.kind.name for x in drawn]) == split:
@@ -106,7 +106,7 @@ def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int
     pools: dict[tuple[str, bool], list[Claim]] = {}
     for c in options:
         pools.setdefault((c.kind, truth(c, view, verbs, LABELS)), []).append(c)
-    out = []
+    out: list[tuple[Claim, bool]] = []
     while len(out) < count:
         key = (rng.choice(KINDS), rng.random() < 0.5)
         if pools.get(key):
@@ -120,7 +120,13 @@ def _pad(rows: list[list[int]], fill: int) -> torch.Tensor:
 
 
 def make_batch(
-    encoder: PromptEncoder, pad: int, seed: int, step: int, read: int, write: int, count: tuple[int, int] = CLAIMS_PER_TRAJECTORY
+    encoder: PromptEncoder,
+    pad: int,
+    seed: int,
+    step: int,
+    read: int,
+    write: int,
+    count: tuple[int, int] = CLAIMS_PER_TRAJECTORY,
 ) -> ReaderBatch:
     """`read` Judge prompts and `write` rubrics over queries of one line count (little padding)."""
     rng = random.Random(f"reader/{seed}/{step}")
@@ -165,7 +171,9 @@ def _recite(rng: random.Random, encoder: PromptEncoder, view: View, ids: list[in
     return out
 
 
-def _rubrics(rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _rubrics(
+    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     inputs, targets = [], []
     for _ in range(count):
         prompt, _ = sample_query(rng, lines)

@@ -1,0 +1,169 @@
+"""Training the Judge: warm-up on the truth of sentences, then GRPO on ordering pairs under frozen rubrics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+from roro_fast.config import RubricConfig
+from roro_fast.rubric.format import Rubric
+from roro_fast.rubric.grammar import read, truth, verbs_of
+from roro_fast.rubric.judge import Judge, JudgeInput
+from roro_fast.rubric.pairs import Pair
+from roro_fast.train.lm import LMTrainer, group_advantages, grpo_loss, reference_of
+from roro_fast.train.reader_data import sample_rubric
+
+T = TypeVar("T")
+
+
+def cycle(items: Sequence[T], size: int, seed: str) -> Iterator[list[T]]:
+    """Batches of `size` for ever, reshuffled on every pass; `size` may exceed the number of items."""
+    rng = random.Random(seed)
+    queue: list[T] = []
+    while True:
+        batch: list[T] = []
+        while len(batch) < size:
+            if not queue:
+                queue = rng.sample(list(items), len(items))
+            batch.append(queue.pop())
+        yield batch
+
+
+def truths(x: JudgeInput, labels: Sequence[str]) -> list[bool | None]:
+    """The programmatic verdict on each criterion; None where a sentence is not of the grammar."""
+    verbs = verbs_of(x.prompt)
+    found = [read(c.sentence) for c in x.rubric.criteria]
+    return [None if c is None else truth(c, x.view, verbs, labels) for c in found]
+
+
+def warm_up(judge: Judge, pairs: Sequence[Pair], seeds: Mapping[str, Rubric], config: RubricConfig, seed: int) -> float:
+    """SFT: verdicts on the pairs' trajectories under seed and random rubrics, alternately. Returns the last loss."""
+    pool = [p for p in pairs if p.query_id in seeds]
+    if not pool or config.sft_steps == 0:
+        return float("nan")
+    labels, rng = judge.encoder.labels, random.Random(f"judge-sft/{seed}")
+    batches = cycle(pool, config.batch_size, f"judge-sft/{seed}/order")
+    loss = torch.tensor(float("nan"))
+    with LMTrainer(judge.model, config.sft_lr) as trainer:
+        for step in range(config.sft_steps):
+            inputs = []
+            for i, p in enumerate(next(batches)):
+                view = rng.choice((p.chosen, p.rejected)).view
+                rubric = seeds[p.query_id] if i % 2 or not verbs_of(p.prompt) else sample_rubric(rng, p.prompt)
+                inputs.append(JudgeInput(p.prompt, view, rubric))
+            answers = [t for x in inputs for t in truths(x, labels)]
+            rows = [i for i, t in enumerate(answers) if t is not None]
+            probs = judge.forward(judge.encode(inputs)).probs[rows]
+            target = torch.tensor([0 if answers[i] else 1 for i in rows], device=probs.device)
+            loss = F.nll_loss(probs.clamp_min(1e-9).log(), target)
+            trainer.step(loss, config.sft_lr * (1 - step / config.sft_steps))
+    return float(loss.detach())
+
+
+@dataclass(slots=True)
+class JudgePhase:
+    """One phase's log: mean reward of the sampled verdicts, share of groups with unequal rewards, KL, skipped pairs."""
+
+    reward: float
+    informative: float
+    kl: float
+    malformed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: round(getattr(self, k), 5) for k in ("reward", "informative", "kl", "malformed")}
+
+
+def train_judge(
+    judge: Judge,
+    pairs: Sequence[Pair],
+    rubrics: Mapping[str, Rubric],
+    config: RubricConfig,
+    *,
+    seed: int,
+    loss: str = "grpo",
+) -> JudgePhase:
+    """`config.steps` updates with the Rubricor frozen: `rubrics` maps query ids to its cached, well-formed rubrics.
+
+    GRPO: an action is one verdict word per slot of both trajectories of a pair, sampled from the verdict words only;
+    the reward is +1 if the sampled verdicts give the chosen trajectory the higher score, else -1, shared by all slots.
+    A pair whose rubric was malformed earns -1 whatever the Judge does, so it moves nothing and is only counted.
+    `loss="pairwise"` descends -log sigmoid(S(chosen) - S(rejected)) instead.
+    """
+    usable = [p for p in pairs if p.query_id in rubrics]
+    malformed = len(pairs) - len(usable)
+    if not usable or config.steps == 0:
+        return JudgePhase(float("nan"), 0.0, 0.0, malformed)
+    frozen = reference_of(judge.model) if config.kl > 0 else None
+    reference = Judge(frozen, judge.tokenizer, judge.encoder.labels, verdicts=judge.verdicts) if frozen else None
+    batches = cycle(usable, config.batch_size, f"judge/{seed}")
+    generator = torch.Generator().manual_seed(seed)
+    rewards, informative, drift = [], [], []
+    with LMTrainer(judge.model, config.judge_lr) as trainer:
+        for _ in range(config.steps):
+            batch = next(batches)
+            inputs = [JudgeInput(p.prompt, c.view, rubrics[p.query_id]) for p in batch for c in (p.chosen, p.rejected)]
+            prompts = judge.encode(inputs)
+            out = judge.forward(prompts)
+            if loss == "pairwise":
+                gain = out.scores[0::2] - out.scores[1::2]
+                trainer.step(-F.logsigmoid(gain).mean())
+                rewards.append(float((gain > 0).float().mean() * 2 - 1))
+                continue
+            # Each slot belongs to prompt `owner`; prompts 2i and 2i + 1 are pair i.
+            owner = torch.tensor([i for i, p in enumerate(prompts) for _ in p.rows], device=out.probs.device)
+            weights = torch.tensor([w for p in prompts for w in p.weights], device=out.probs.device)
+            actions, reward = sample_verdicts(out.probs.detach(), owner, weights, config, generator)
+            advantage = group_advantages(reward)[owner // 2]  # [M, G]
+            logp = _tempered(out.probs, config.temperature)
+            slots = torch.bincount(owner // 2)[owner // 2].float()
+            share = (1 / (len(batch) * config.group_size * slots))[:, None].expand_as(advantage)
+            taken = logp.gather(1, actions)  # [M, G]
+            ref = None
+            if reference is not None:
+                with torch.no_grad():
+                    ref = _tempered(reference.forward(prompts).probs, config.temperature).gather(1, actions).flatten()
+            result = grpo_loss(
+                taken.flatten(),
+                taken.detach().flatten(),
+                advantage.flatten(),
+                share.flatten(),
+                reference=ref,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                kl=config.kl,
+            )
+            trainer.step(result.loss)
+            rewards.append(float(reward.mean()))
+            informative.append(float((reward.amax(1) > reward.amin(1)).float().mean()))
+            drift.append(result.kl)
+    return JudgePhase(_mean(rewards), _mean(informative), _mean(drift), malformed)
+
+
+def sample_verdicts(
+    probs: torch.Tensor, owner: torch.Tensor, weights: torch.Tensor, config: RubricConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(actions [M, G] int64: 0 true, 1 false; rewards [B, G]: +1 where chosen outscores rejected, else -1).
+
+    probs [M, 2]; owner [M] int64: prompt of each slot, chosen and rejected of pair i being prompts 2i and 2i + 1.
+    """
+    uniforms = torch.rand(len(probs), config.group_size, generator=generator).to(probs.device)
+    actions = (uniforms >= _tempered(probs, config.temperature)[:, :1].exp()).long()
+    value = weights[:, None] * (1 - 2 * actions)
+    sizes = torch.bincount(owner)
+    # A pair has one rubric, so both its prompts have the same weight sum and unnormalised scores compare alike.
+    scores = torch.segment_reduce(value, "sum", lengths=sizes)
+    return actions, torch.where(scores[0::2] > scores[1::2], 1.0, -1.0)
+
+
+def _tempered(probs: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities at a sampling temperature, from probabilities at 1."""
+    return torch.log_softmax(probs.clamp_min(1e-9).log() / temperature, -1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
