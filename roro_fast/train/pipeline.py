@@ -21,7 +21,7 @@ PAIRS = "pairs.jsonl"
 def collect(ctx: Context) -> dict[str, Any]:
     """Roll out all collection arms over the first training queries, in two waves; resumes where the store stops."""
     c = ctx.config.collect
-    queries = [(q, ctx.bench.encode(q)) for q in ctx.collect_queries()]
+    queries = ctx.prompts("train", c.n_queries)
     limits = ctx.limits(c.temperature)
     num_models = len(ctx.bench.models)
     policy = _trained_policy(ctx) if "policy" in c.arms else None
@@ -67,7 +67,7 @@ def _trained_policy(ctx: Context) -> Any:
 
 def pairs(ctx: Context) -> dict[str, Any]:
     """Build preference pairs from what was collected and write them to `pairs.jsonl`."""
-    queries = {q.id: q for q in ctx.collect_queries()}
+    queries = {q.id: q for q in ctx.bench.queries("train", ctx.config.collect.n_queries)}
     rolled = [t for t in stored(collected(ctx.run)) if t.finish_reason != "refused"]
     found, stats = build_pairs(queries, rolled, ctx.pool(), ctx.config.pairs, seed=ctx.config.run.seed)
     save_pairs(found, ctx.run.path / PAIRS)
