@@ -13,7 +13,7 @@ from roro_fast.cli_ui import duration, stage_view
 from roro_fast.errors import ConfigError
 from roro_fast.runs import RunDirectory
 from roro_fast.train import pipeline
-from roro_fast.train.pipeline import Context
+from roro_fast.train.context import Context
 from roro_fast.train.setup import Workbench
 
 _ROLLOUT_KEYS = (
