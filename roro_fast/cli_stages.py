@@ -12,7 +12,7 @@ from rich.console import Console
 from roro_fast.cli_ui import duration, stage_view
 from roro_fast.errors import ConfigError
 from roro_fast.runs import RunDirectory
-from roro_fast.train import pipeline
+from roro_fast.train import pipeline, rubric_stage
 from roro_fast.train.context import Context
 from roro_fast.train.setup import Workbench
 
@@ -47,6 +47,12 @@ class Stage:
 STAGES = (
     Stage("collect", pipeline.collect, (*_ROLLOUT_KEYS, "collect")),
     Stage("pairs", pipeline.pairs, ("pairs",), (pipeline.PAIRS,)),
+    Stage(
+        "rubric",
+        rubric_stage.rubric,
+        ("rubric", "task.n_train"),
+        (rubric_stage.ALTERNATION, rubric_stage.JUDGE, rubric_stage.RUBRICOR, rubric_stage.RUBRICS),
+    ),
 )
 NAMES = tuple(s.name for s in STAGES)
 

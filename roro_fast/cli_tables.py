@@ -42,7 +42,17 @@ def pairs(summary: Summary) -> Table:
     return table("preference pairs", ("", "count"), rows)
 
 
-TABLES: dict[str, Callable[[Summary], Table]] = {"collect": collect, "pairs": pairs}
+def rubric(summary: Summary) -> Table:
+    def share(row: Summary, key: str) -> str:
+        return "-" if row.get(key) is None else percent(row[key])
+
+    keys = ("accuracy", "accuracy_outcome", "accuracy_cost", "accuracy_process", "heldout_malformed")
+    rows = [(f"{r['round']} {r['phase']}", *(share(r, k) for k in keys)) for r in summary["history"]]
+    title = f"Judge on held-out pairs; {summary['rubrics']} rubrics written, {summary['malformed']} malformed"
+    return table(title, ("round", "pairs right", "by outcome", "by cost", "by process", "malformed"), rows)
+
+
+TABLES: dict[str, Callable[[Summary], Table]] = {"collect": collect, "pairs": pairs, "rubric": rubric}
 
 
 def show(console: Console, stage: str, summary: Summary) -> None:

@@ -205,11 +205,11 @@ class PairsConfig:
 class RubricConfig:
     """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
 
-    `rubricor` and `judge` are model directories or packaged names to start from; empty means fresh nano decoders.
+    `rubricor` and `judge` are model directories or packaged names to start from.
     """
 
-    rubricor: str = ""
-    judge: str = ""
+    rubricor: str = "nano/reader"
+    judge: str = "nano/reader"
     order: str = "judge_first"
     rounds: int = 3
     group_size: int = 6
@@ -227,6 +227,8 @@ class RubricConfig:
     max_tokens: int = 128
 
     def __post_init__(self) -> None:
+        for key in ("rubricor", "judge"):
+            require(bool(getattr(self, key)), f"rubric.{key}", "is empty; name a model directory or 'nano/reader'")
         choose(self.order, "rubric.order", ORDERS)
         at_least(self.rounds, 1, "rubric.rounds")
         require(

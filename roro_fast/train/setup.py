@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,29 @@ import torch
 from roro_fast.config import Config, EngineConfig, ModelsConfig, require
 from roro_fast.engine import StepEngine
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.models import nano, smol
+from roro_fast.models import smol
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import delimiter_ids
 from roro_fast.models.loading import load_decoder
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.ledger import Ledger
 
+PACKAGED = ("nano/small", "nano/large", "nano/reader")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def resolve_model(name: str, key: str = "models.paths") -> Path:
-    """Directory of a model given as a path, 'nano/small', 'nano/large' or 'smol' (fetched on first use)."""
-    if name in ("nano/small", "nano/large") and not Path(name).is_dir():
-        return nano.path(name.removeprefix("nano/"))
-    if name == "smol" and not Path(name).is_dir():
+    """Directory of a model given as a path, a packaged name such as 'nano/small', or 'smol' (fetched on first use)."""
+    if Path(name).is_dir():
+        return Path(name)
+    packaged = files("roro_fast") / "assets" / name
+    if name in PACKAGED and packaged.is_dir():
+        return Path(str(packaged))
+    if name == "smol":
         return smol.ensure()
-    path = Path(name)
-    if not path.is_dir():
-        raise CheckpointError(f"{key}: no directory {name!r}; give a model directory, nano/small, nano/large or smol")
-    return path
+    raise CheckpointError(
+        f"{key}: no directory {name!r}; give a model directory, 'smol' or one of {', '.join(PACKAGED)}"
+    )
 
 
 def load_tokenizer(path: Path, key: str = "models.paths") -> Any:
