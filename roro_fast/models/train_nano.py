@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError, ConfigError
@@ -200,11 +201,12 @@ class Trainer:
         part.replace(self.out / "state.safetensors")
 
     def _restore(self) -> None:
-        from safetensors import safe_open
-
         path = self.out / "state.safetensors"
-        with safe_open(path, "pt") as f:
-            meta = json.loads(f.metadata()["state"])
+        try:
+            with safe_open(path, "pt") as f:
+                meta = json.loads(f.metadata()["state"])
+        except (SafetensorError, OSError) as e:
+            raise CheckpointError(f"{path}: corrupt training state ({e}); delete the directory to start again") from e
         if meta["recipe"] != asdict(self.recipe):
             raise CheckpointError(f"{path}: belongs to another recipe; choose another --out or delete the directory")
         tensors = load_file(path)
