@@ -31,7 +31,7 @@ def build(
     def prefix(s: int, draft: Step | None) -> list[str]:
         steps = [*slots.steps[s], draft] if draft is not None else slots.steps[s]
         at = slots.prompt_len[s]
-        return decode([slots.tokens[s, at + p.start : at + p.end].tolist() for p in steps])  # type: ignore[operator,no-any-return]
+        return decode([slots.tokens[s, at + p.start : at + p.end].tolist() for p in steps])  # type: ignore[operator]
 
     requests = [slots.request[s] for s in rows]
     return BoundaryBatch(
@@ -62,13 +62,23 @@ def build(
 
 
 def record(slots: Slots, rows: np.ndarray, out: Decisions, policy: RoutingPolicy, num_models: int) -> np.ndarray:
-    """Append one Decision per row; returns the actions [N] int64. Raises ConfigError for an action outside the pool."""
-    actions = out.actions.detach().cpu().numpy().astype(np.int64)
-    if len(actions) != len(rows) or (len(actions) and (actions.min() < 0 or actions.max() >= num_models)):
+    """Append one Decision per row; returns the actions [N] int64. Raises ConfigError for a malformed answer."""
+    n = len(rows)
+    if (
+        out.actions.shape != (n,)
+        or out.actions.is_floating_point()
+        or not 0 <= out.actions.min() <= out.actions.max() < num_models
+    ):
         raise ConfigError(
-            f"policy {policy.name!r}: decide() must return one action in [0, {num_models}) per row; "
-            f"got {actions.tolist()[:8]} for {len(rows)} rows"
+            f"policy {policy.name!r}: decide() must return one integer action in [0, {num_models}) per row; "
+            f"got {out.actions.tolist()[:8]} for {n} rows"
         )
+    if out.logprobs.shape != (n,) or out.probs.shape != (n, num_models) or not bool(out.probs.isfinite().all()):
+        raise ConfigError(
+            f"policy {policy.name!r}: decide() must return logprobs [{n}] and finite probs [{n}, {num_models}]; "
+            f"got {tuple(out.logprobs.shape)} and {tuple(out.probs.shape)}, starting {out.probs.flatten()[:4].tolist()}"
+        )
+    actions = out.actions.detach().cpu().numpy().astype(np.int64)
     logprobs, probs = out.logprobs.tolist(), out.probs.tolist()
     features = out.features.tolist() if out.features is not None else [None] * len(rows)
     for i, s in enumerate(rows):

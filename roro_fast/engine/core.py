@@ -1,8 +1,8 @@
 """StepEngine: continuous batching of stepwise-routed sequences over K models, with exact catch-up handoff.
 
-Every iteration runs each model once over a ragged batch in which decode rows and catch-up rows ride together: a sequence
-that switches models brings just the tokens its new writer has not seen. Sequences at a step boundary are routed in one
-`RoutingPolicy.decide` call per policy. See docs in `roro_fast.engine.slots` for the state and `.kv` for memory.
+Every iteration runs each model once over a ragged batch in which decode rows and catch-up rows ride together: a
+sequence that switches models brings just the tokens its new writer has not seen. Sequences at a step boundary are
+routed in one `RoutingPolicy.decide` call per policy. `.slots` holds their state, `.kv` and `.memory` their KV.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
 from roro_fast.ops.kv_handoff import plan
-from roro_fast.ops.paged_attention import paged_attention
+from roro_fast.ops.paged_attention import make_groups, paged_attention
 from roro_fast.ops.sample_step import sample_step
 
 DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
@@ -38,9 +39,9 @@ class StepEngine:
     """K models that share a tokenizer, one scheduler, one KV arena.
 
     models: smallest first; their vocabularies may be padded differently, ids past the smallest one are never sampled.
-    delimiter: text whose tokens end a step. max_num_seqs: concurrent sequences. kv_bytes: size of the KV arena for all
-    models together. max_batch_tokens: tokens one forward may hold, longer prompts are chunked. max_model_len: context
-    cap, default the smallest model's.
+    delimiter: text that ends a step, in one token or spelled over several. max_num_seqs: concurrent sequences.
+    kv_bytes: size of the KV arena for all models together. max_batch_tokens: tokens one forward may hold, longer
+    prompts are chunked. max_model_len: context cap, default the smallest model's.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class StepEngine:
         self.iterations = 0
         self._ids = 0
         self._done: list[Trajectory] = []
+        self._rollouts: list[set[int]] = []  # request ids of each rollout that is being iterated
         self._end = [""] * max_num_seqs  # finish reason that a step under judgement will bring if it is kept
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -100,8 +102,15 @@ class StepEngine:
             raise CapacityError(
                 f"request.prompt_ids: {n} tokens do not fit the context of {self.max_len}; shorten the prompt"
             )
-        if r.max_new_tokens < 1 or r.max_steps < 1:
-            raise ConfigError("request.max_new_tokens and request.max_steps must be at least 1")
+        if r.max_new_tokens < 1 or r.max_steps < 1 or r.max_step_tokens < 0:
+            raise ConfigError(
+                "request.max_new_tokens and request.max_steps must be at least 1, request.max_step_tokens at least 0"
+            )
+        if not (r.temperature >= 0 and r.top_k >= 0 and 0 < r.top_p <= 1):
+            raise ConfigError(
+                f"request.temperature, top_k, top_p: {r.temperature}, {r.top_k}, {r.top_p}; temperature and top_k must "
+                "not be negative, top_p must be in (0, 1]"
+            )
         if max(r.prompt_ids) >= self.vocab_size or min(r.prompt_ids) < 0:
             raise ConfigError(f"request.prompt_ids: an id is outside the shared vocabulary of {self.vocab_size}")
         if not 0 <= r.model < self.num_models:
@@ -114,10 +123,12 @@ class StepEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting) or bool((self.slots.phase != Phase.FREE).any())
+        return bool(self.waiting or self._done) or bool((self.slots.phase != Phase.FREE).any())
 
     def abort(self, request_id: int) -> bool:
         """Cancel a queued or running request. Returns False when it is unknown or already finished."""
+        for mine in self._rollouts:
+            mine.discard(request_id)
         for i, (rid, _, _) in enumerate(self.waiting):
             if rid == request_id:
                 del self.waiting[i]
@@ -140,12 +151,15 @@ class StepEngine:
         if not len(free):
             raise CapacityError("engine.max_num_seqs: no free slot to fork into; raise it or wait")
         source, target = int(found[0]), int(free[0])
-        request.prompt_ids = self.slots.tokens[source, : self.slots.length[source]].tolist()
+        request = replace(request, prompt_ids=self.slots.tokens[source, : self.slots.length[source]].tolist())
         policy = request.policy or policy
         self._check(request, policy)
         self._ids += 1
         self._admit(target, self._ids, request, policy)
         self.kv.fork(source, target)
+        for mine in self._rollouts:
+            if request_id in mine:
+                mine.add(self._ids)
         return self._ids
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -157,12 +171,19 @@ class StepEngine:
 
         on_error "skip" turns a request the engine must refuse into a trajectory with finish_reason "refused" and
         meta["error"], so that a long run goes on; "raise" raises it. Leaving the loop early cancels what is in flight.
+        Several rollouts may be iterated at once on one engine; each gets its own trajectories and their forks.
         """
-        source, mine = iter(requests), set()
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error: {on_error!r}; use 'raise' or 'skip'")
+        return self._stream(iter(requests), policy, on_error)
+
+    def _stream(self, source: Iterator[Request], policy: RoutingPolicy | None, on_error: str) -> Iterator[Trajectory]:
+        mine: set[int] = set()
+        self._rollouts.append(mine)
         exhausted = False
         try:
-            while True:
-                while not exhausted and len(self.waiting) < len(self.slots.phase):
+            while mine or not exhausted:
+                while not exhausted and len(self.waiting) < (self.slots.phase == Phase.FREE).sum():
                     request = next(source, None)
                     if request is None:
                         exhausted = True
@@ -175,10 +196,16 @@ class StepEngine:
                         yield finish.refused(request, str(e))
                 if not self.has_work:
                     break
-                for t in self.step():
-                    mine.discard(t.meta.pop("request_id"))
-                    yield t
+                done = self.step()
+                for t in done:
+                    if t.meta["request_id"] not in mine:
+                        self._done.append(t)
+                for t in done:
+                    if t.meta["request_id"] in mine:
+                        mine.discard(t.meta.pop("request_id"))
+                        yield t
         finally:
+            self._rollouts = [ids for ids in self._rollouts if ids is not mine]
             for rid in mine:
                 self.abort(rid)
 
@@ -187,17 +214,21 @@ class StepEngine:
         """One iteration: admit, decide, one forward per model with work. Returns what finished."""
         slots = self.slots
         free = np.nonzero(slots.phase == Phase.FREE)[0]
-        for s in free[: len(self.waiting)]:
-            self._admit(int(s), *self.waiting.popleft())
+        if not slots.paused.any():  # those preempted come back before newcomers may take their memory
+            for s in free[: len(self.waiting)]:
+                self._admit(int(s), *self.waiting.popleft())
         ready = np.nonzero(slots.phase == Phase.DECIDE)[0]
         if len(ready):
             self._decide(ready, None)
+        progress = bool(len(ready) or self._done)
         for m in range(self.num_models):
             rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
             if m == 0:
                 rows |= slots.phase == Phase.SCOUT
             if rows.any():
-                self._forward(m, np.nonzero(rows)[0])
+                progress |= self._forward(m, np.nonzero(rows)[0])
+        if not progress and (slots.phase != Phase.FREE).any():
+            raise RuntimeError("the engine is stuck: no sequence can get memory; please report this")
         self.iterations += 1
         done, self._done = self._done, []
         return finish.with_texts(done, self.tokenizer)
@@ -207,27 +238,29 @@ class StepEngine:
         self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
         self._end[s] = ""
 
-    def _forward(self, m: int, rows: np.ndarray) -> None:
-        """Run model m over the missing tokens of `rows`, then decide scouted rows and sample the next tokens."""
+    def _forward(self, m: int, rows: np.ndarray) -> bool:
+        """Run model m over the missing tokens of `rows`, then decide scouted rows and sample the next tokens.
+
+        Returns False when no row could be served.
+        """
         slots, kv, model = self.slots, self.kv, self.models[m]
         rows, start, count, keys = self.memory.schedule(m, rows, self.max_batch_tokens)
         if not len(rows):
-            return
+            return False
         batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
         device = model.device
-        write = torch.from_numpy(batch.slots).to(device)
-        page, offset = write // kv.page_size, write % kv.page_size
+        write = torch.from_numpy(kv.rows_of(m, batch.slots)).to(device)
         context = start + count
         width = kv.pages_for(int(context.max()))
         table = torch.from_numpy(kv.table[m, rows, :width]).to(device)
         kv_lens = torch.from_numpy(context).to(device)
         cu = torch.from_numpy(batch.cu_seqlens).to(device)
+        groups = make_groups(table, kv_lens, cu, kv.page_size)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            k_pages, v_pages = kv.pages[m][:, layer, 0], kv.pages[m][:, layer, 1]
-            k_pages[page, offset] = k
-            v_pages[page, offset] = v
-            return paged_attention(q, k_pages, v_pages, table, kv_lens, cu)
+            kv.store(m, layer, write, k, v)
+            pages = kv.pages[m]
+            return paged_attention(q, pages[:, layer, 0], pages[:, layer, 1], table, kv_lens, cu, groups=groups)
 
         ids, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.positions))
         hidden = model(ids, positions, attend)
@@ -235,13 +268,14 @@ class StepEngine:
         slots.forward_tokens[m, rows] += count
         slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
         for s, chain in keys.items():
-            kv.publish_prefix(m, s, chain)
+            kv.publish_prefix(m, s, chain, slots.tokens[s])
 
         whole = context == slots.length[rows]
         last = hidden[cu[1:][torch.from_numpy(whole).to(device)] - 1]
         rows = rows[whole]
         if len(rows):
             self._after_forward(m, rows, last, model.logits(last)[:, : self.vocab_size])
+        return True
 
     def _after_forward(self, m: int, rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         slots = self.slots
@@ -262,9 +296,10 @@ class StepEngine:
             # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
         live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
         live &= slots.length[rows] == self.kv.kv_len[m, rows]
-        for s in rows[~finite]:
-            self.kv.scrub(int(s))
-            self._finish(int(s), "nan")
+        for s in rows[~finite & (slots.phase[rows] != Phase.FREE)].tolist():
+            for j in range(self.num_models):
+                self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())
+            self._finish(s, "nan")
         rows, token = rows[live], token[live]
         if not len(rows):
             return
@@ -314,10 +349,14 @@ class StepEngine:
             slots.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
 
     def _decide(self, rows: np.ndarray, hidden: torch.Tensor | None) -> None:
-        """Ask each policy once about all its rows and put the answers into effect."""
+        """Ask each policy once about all its rows and put the answers into effect.
+
+        Rows of different step caps go apart, so that what a policy sees of a row never depends on its neighbours.
+        """
         slots = self.slots
-        owners = np.array([id(slots.policy[s]) for s in rows])
-        for owner in dict.fromkeys(owners.tolist()):
+        numbers: dict[tuple[int, int], int] = {}
+        owners = np.array([numbers.setdefault((id(slots.policy[s]), slots.max_steps[s]), len(numbers)) for s in rows])
+        for owner in range(len(numbers)):
             mine = owners == owner
             group = rows[mine]
             policy = slots.policy[group[0]]
@@ -330,6 +369,8 @@ class StepEngine:
 
     def _apply(self, s: int, action: int) -> None:
         slots = self.slots
+        if slots.phase[s] == Phase.FREE:  # aborted by the policy itself
+            return
         slots.phase[s] = Phase.WRITE
         if not slots.drafting[s]:
             slots.writer[s] = action
@@ -364,7 +405,10 @@ class StepEngine:
         seed: int = 0,
         model: int = 0,
     ) -> list[list[list[int]]]:
-        """n completions per prompt by one model, each a list of token ids including EOS when it was produced."""
+        """n completions per prompt by one model, each a list of token ids including EOS when it was produced.
+
+        Equal prompts get different draws: the i-th prompt runs under seed + i.
+        """
         requests = [
             Request(
                 p,
@@ -388,7 +432,7 @@ class StepEngine:
     def score(
         self, prompts: list[list[int]], rows: list[list[int]], label_ids: list[int], *, model: int = 0
     ) -> list[torch.Tensor]:
-        """Label probabilities at chosen positions: per prompt [len(rows[i]), len(label_ids)] float32, softmax over labels.
+        """Label probabilities at chosen positions: per prompt [len(rows[i]), len(label_ids)] float32, sums to 1.
 
         One forward pass per batch, only the K label rows of the head are multiplied. Raises ConfigError for a row
         outside its prompt.

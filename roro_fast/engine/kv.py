@@ -1,7 +1,7 @@
 """Paged KV of K models in one byte-budgeted arena, with a prefix cache and copy-on-write.
 
-The arena is cut in equal slabs. A slab belongs to one model at a time and holds a whole number of that model's pages, so
-memory moves between models as the routing shifts. A page holds all layers of `page_size` tokens:
+The arena is cut in equal slabs. A slab belongs to one model at a time and holds a whole number of that model's pages,
+so memory moves between models as the routing shifts. A page holds all layers of `page_size` tokens:
 [layer, k/v, offset, kv_head, head_dim].
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from roro_fast.engine.pages import PagePool, chain_hashes
-from roro_fast.engine.rng import stream_key
+from roro_fast.engine.pages import PagePool, chain_hashes, root_hash
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.ops.kv_handoff import copy_pages
@@ -32,6 +32,13 @@ class CacheStats:
     preemptions: int = 0
 
 
+class CachedPage(NamedTuple):
+    """A page of the prefix cache with the tokens it holds, compared before sharing because keys may collide."""
+
+    page: int
+    tokens: bytes
+
+
 class KVCache:
     """Page tables of `num_slots` sequences for every model: `table[m]` [slots, pages] and `kv_len` [K, slots] int64."""
 
@@ -46,8 +53,7 @@ class KVCache:
         self.page_bytes = page_bytes
         self.capacity = [num_slabs * n for n in per_slab]  # pages, when a model has the whole arena
         self.pool = PagePool(num_slabs, per_slab)
-        # Zeroed: masked positions are multiplied by 0, which garbage that happens to be NaN would survive.
-        arena = torch.zeros(num_slabs * slab, dtype=torch.uint8, device=models[0].device)
+        arena = torch.empty(num_slabs * slab, dtype=torch.uint8, device=models[0].device)
         self.pages = [
             arena.view(m.dtype).view(n, m.config.num_layers, 2, page_size, m.config.num_kv_heads, m.config.head_dim)
             for m, n in zip(models, self.capacity, strict=True)
@@ -58,7 +64,7 @@ class KVCache:
         self.kv_len = np.zeros((len(models), num_slots), np.int64)
         self.shared = np.zeros((len(models), num_slots), bool)  # may hold pages others hold too: check before writing
         self.versions = [0] * len(models)
-        self._cached: list[OrderedDict[int, int]] = [OrderedDict() for _ in models]
+        self._cached: list[OrderedDict[int, CachedPage]] = [OrderedDict() for _ in models]
         self.stats = CacheStats()
 
     def pages_for(self, tokens: int) -> int:
@@ -70,7 +76,8 @@ class KVCache:
         for m, capacity in enumerate(self.capacity):
             if need > capacity:
                 raise CapacityError(
-                    f"{field}: a sequence of {tokens} tokens needs {need * self.page_bytes[m]} bytes of KV for model {m}, "
+                    f"{field}: a sequence of {tokens} tokens needs {need * self.page_bytes[m]} bytes of KV for model "
+                    f"{m}, "
                     f"engine.kv_bytes holds {capacity * self.page_bytes[m]}; raise engine.kv_bytes or lower the length"
                 )
 
@@ -84,6 +91,18 @@ class KVCache:
         n = self.num_pages[m, slot]
         self.table[m, slot, n : n + len(pages)] = pages
         self.num_pages[m, slot] = n + len(pages)
+
+    def store(self, m: int, layer: int, at: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write k, v [T, Hkv, D] of one layer; `at` [T] int64 is `rows_of` where the tokens go."""
+        rows = self.pages[m].view(-1, k.shape[1] * k.shape[2])
+        at = at + 2 * layer * self.page_size
+        rows.index_copy_(0, at, k.flatten(1))
+        rows.index_copy_(0, at + self.page_size, v.flatten(1))
+
+    def rows_of(self, m: int, slots: np.ndarray) -> np.ndarray:
+        """First-layer key rows, in units of Hkv * D elements, of token slots (page * page_size + offset); [T] int64."""
+        page, offset = np.divmod(slots, self.page_size)
+        return page * (2 * self.pages[m].shape[1] * self.page_size) + offset
 
     def alloc(self, m: int, n: int) -> list[int]:
         """n pages or []; evicts unused prefix-cache pages of any model first if that is what it takes."""
@@ -104,13 +123,6 @@ class KVCache:
     def free(self, slot: int) -> None:
         for m in range(self.num_models):
             self.drop(m, slot)
-
-    def scrub(self, slot: int) -> None:
-        """Zero the slot's pages that nobody else holds: NaN must not outlive the sequence that made it."""
-        for m in range(self.num_models):
-            for page in self.table[m, slot, : self.num_pages[m, slot]].tolist():
-                if self.pool.refcount(m, page) == 1:
-                    self.pages[m][page].zero_()
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget tokens from `length` on; the pages stay with the slot."""
@@ -136,7 +148,10 @@ class KVCache:
                 continue
             fresh = self.alloc(m, 1)
             if not fresh:
-                return False
+                self.forget(m, [page])
+                if self.pool.refcount(m, page) > 1:
+                    return False
+                continue
             device = self.pages[m].device
             copy_pages(self.pages[m], torch.tensor([page], device=device), torch.tensor(fresh, device=device))
             self.pool.decref(m, [page])
@@ -150,58 +165,73 @@ class KVCache:
 
     def chain(self, m: int, tokens: np.ndarray) -> list[int]:
         """Cache keys of all full pages of `tokens` for model m at its current weights."""
-        return chain_hashes(stream_key(m, self.versions[m]), tokens.tolist(), self.page_size)
+        return chain_hashes(root_hash(m, self.versions[m]), tokens, self.page_size)
 
-    def attach_prefix(self, m: int, slot: int, keys: list[int], length: int) -> int:
-        """Share cached pages of the longest known prefix; the last token is always left to compute. Returns tokens."""
-        cached = self._cached[m]
+    def find_prefix(self, m: int, keys: list[int], tokens: np.ndarray) -> list[int]:
+        """Cached pages of the longest known prefix of `tokens`; the last token is always left to compute."""
+        cached, size = self._cached[m], self.page_size
         hits: list[int] = []
-        for key in keys[: (length - 1) // self.page_size]:
-            page = cached.get(key)
-            if page is None:
+        for i, key in enumerate(keys[: (len(tokens) - 1) // size]):
+            entry = cached.get(key)
+            if entry is None or entry.tokens != tokens[i * size : (i + 1) * size].tobytes():
                 break
-            cached.move_to_end(key)
-            hits.append(page)
-        if hits:
-            self.pool.incref(m, hits)
-            self.grow(m, slot, hits)
-            self.kv_len[m, slot] = len(hits) * self.page_size
-            self.stats.hit_tokens += len(hits) * self.page_size
-        return len(hits) * self.page_size
+            hits.append(entry.page)
+        return hits
 
-    def publish_prefix(self, m: int, slot: int, keys: list[int]) -> None:
-        """Enter the slot's computed full pages into the cache, which holds a reference of its own."""
-        cached = self._cached[m]
-        full = min(len(keys), int(self.kv_len[m, slot]) // self.page_size)
-        for key, page in zip(keys[:full], self.table[m, slot, :full].tolist(), strict=True):
+    def attach_prefix(self, m: int, slot: int, keys: list[int], hits: list[int]) -> None:
+        """Let an empty slot share the pages `hits` that `find_prefix` found for `keys`."""
+        for key in keys[: len(hits)]:
+            self._cached[m].move_to_end(key)
+        self.pool.incref(m, hits)
+        self.grow(m, slot, hits)
+        self.kv_len[m, slot] = len(hits) * self.page_size
+        self.stats.hit_tokens += len(hits) * self.page_size
+
+    def publish_prefix(self, m: int, slot: int, keys: list[int], tokens: np.ndarray) -> None:
+        """Enter the slot's computed full pages of `tokens` into the cache, which holds a reference of its own."""
+        cached, size = self._cached[m], self.page_size
+        full = min(len(keys), int(self.kv_len[m, slot]) // size)
+        for i, (key, page) in enumerate(zip(keys[:full], self.table[m, slot, :full].tolist(), strict=True)):
             if key not in cached:
                 self.pool.incref(m, [page])
-                cached[key] = page
+                cached[key] = CachedPage(page, tokens[i * size : (i + 1) * size].tobytes())
+
+    def forget(self, m: int, pages: list[int]) -> None:
+        """Take `pages` out of the prefix cache if they are in it."""
+        gone = set(pages)
+        for key in [k for k, entry in self._cached[m].items() if entry.page in gone]:
+            self.pool.decref(m, [self._cached[m].pop(key).page])
 
     def clear_prefixes(self, m: int) -> None:
-        self.pool.decref(m, list(self._cached[m].values()))
+        self.pool.decref(m, [entry.page for entry in self._cached[m].values()])
         self._cached[m].clear()
 
     def bump_version(self, m: int) -> None:
-        """The weights of model m changed: nothing cached for it may be reused."""
+        """The weights of model m changed: nothing computed by it may be reused, not even by running sequences."""
         self.versions[m] += 1
         self.clear_prefixes(m)
+        for slot in np.nonzero(self.num_pages[m])[0]:
+            self.drop(m, int(slot))
+
+    def room(self, m: int) -> int:
+        """Pages that model m can get without taking anything from a sequence."""
+        return self.pool.available(m) + sum(self.pool.refcount(m, e.page) == 1 for e in self._cached[m].values())
 
     def _evict_one(self) -> bool:
         """Drop the least recently used cached page that no sequence holds, from the model that caches most bytes."""
         order = sorted(range(self.num_models), key=lambda m: -len(self._cached[m]) * self.page_bytes[m])
         for m in order:
-            for key, page in self._cached[m].items():
-                if self.pool.refcount(m, page) == 1:
+            for key, entry in self._cached[m].items():
+                if self.pool.refcount(m, entry.page) == 1:
                     del self._cached[m][key]
-                    self.pool.decref(m, [page])
+                    self.pool.decref(m, [entry.page])
                     self.stats.evicted_pages += 1
                     return True
         return False
 
     def leaked_pages(self) -> int:
         """Pages in use that neither a slot nor the cache accounts for; 0 unless there is a bug."""
-        held: list[set[int]] = [set(c.values()) for c in self._cached]
+        held: list[set[int]] = [{entry.page for entry in c.values()} for c in self._cached]
         for m in range(self.num_models):
             for slot in np.nonzero(self.num_pages[m])[0]:
                 held[m].update(self.table[m, slot, : self.num_pages[m, slot]].tolist())

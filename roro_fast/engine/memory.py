@@ -1,8 +1,8 @@
 """Which rows a forward can take, and where their pages come from when memory is short.
 
 The ladder: free pages, unused prefix-cache pages, KV that a sequence holds for models it is not using, then preemption
-of the youngest sequence (its KV is dropped and recomputed later; its tokens stay). The oldest sequence is never
-preempted and always fits by admission, so the engine always makes progress.
+of the youngest sequence (its KV is dropped and recomputed later; its tokens stay). A preempted sequence holds nothing
+until it resumes, the oldest running one can take from all others and fits by admission: there is always progress.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class Memory:
         Decode rows come first, longer ones by age; a row that does not fit the token budget is chunked or waits.
         """
         kv, slots = self.kv, self.slots
+        if slots.paused[rows].any():
+            rows = self._resume(m, rows)
         rows, keys = self._touch(m, rows)
-        # Logits come from running the last token; a fork may hold its KV already (an equal write, but never to a shared page).
+        # Logits come from running the last token. A fork may hold its KV already: an equal write, on a page of its own.
         known = rows[kv.kv_len[m, rows] == slots.length[rows]]
         kv.kv_len[m, known] -= 1
         kv.shared[m, known] = True
@@ -54,17 +56,15 @@ class Memory:
         leading: set[int] = set()
         wait: set[int] = set()
         for s in rows[fresh][np.argsort(slots.arrival[rows[fresh]])].tolist():
-            length = int(slots.length[s])
-            chain = kv.chain(m, slots.tokens[s, :length])
-            hit = kv.attach_prefix(m, s, chain, length) // kv.page_size
-            if hit < (length - 1) // kv.page_size and not slots.paused[s]:
-                if chain[hit] in leading:
-                    wait.add(
-                        s
-                    )  # the same page is being computed in this very forward: take it from the cache next time
-                    kv.drop(m, s)
+            tokens = slots.tokens[s, : slots.length[s]]
+            chain = kv.chain(m, tokens)
+            hits = kv.find_prefix(m, chain, tokens)
+            if len(hits) < (len(tokens) - 1) // kv.page_size:
+                if chain[len(hits)] in leading:  # being computed in this very forward: take it from the cache next time
+                    wait.add(s)
                     continue
-                leading.add(chain[hit])
+                leading.add(chain[len(hits)])
+            kv.attach_prefix(m, s, chain, hits)
             keys[s] = chain
         return (rows[~np.isin(rows, list(wait))] if wait else rows), keys
 
@@ -73,11 +73,11 @@ class Memory:
         kv, slots = self.kv, self.slots
         need = kv.missing(m, rows, upto)
         total = int(need.sum())
-        calm = not slots.paused[rows].any() and not kv.shared[m, rows].any()
+        calm = not kv.shared[m, rows].any()
         if calm and total == 0:
             return np.ones(len(rows), bool)
-        if calm and total <= kv.pool.available(m):
-            pages = kv.pool.alloc(m, total)
+        pages = kv.alloc(m, total) if calm else []
+        if pages:
             at = 0
             for i in np.nonzero(need)[0]:
                 kv.grow(m, int(rows[i]), pages[at : at + need[i]])
@@ -87,20 +87,23 @@ class Memory:
         for i in np.argsort(slots.arrival[rows], kind="stable"):
             s = int(rows[i])
             # A younger row may have lost its KV to an older one a moment ago; its plan is void.
-            if kv.kv_len[m, s] == start[i] and self._may_run(s, m, int(need[i])):
+            if kv.kv_len[m, s] == start[i] and not slots.paused[s]:
                 ok[i] = self._serve(m, s, int(start[i]), int(upto[i]))
         return ok
 
-    def _may_run(self, s: int, m: int, need: int) -> bool:
-        """A preempted sequence comes back when there is room to spare, or when nobody else is running."""
-        slots = self.slots
-        if not slots.paused[s]:
-            return True
-        running = (slots.phase != Phase.FREE) & ~slots.paused
-        if running.any() and self.kv.pool.available(m) < need + int(running.sum()):
-            return False
-        slots.paused[s] = False
-        return True
+    def _resume(self, m: int, rows: np.ndarray) -> np.ndarray:
+        """`rows` without those still preempted; they come back by age when there is room to spare, or nobody runs."""
+        kv, slots = self.kv, self.slots
+        room = kv.room(m)
+        paused = rows[slots.paused[rows]]
+        for s in paused[np.argsort(slots.arrival[paused])]:
+            running = int(((slots.phase != Phase.FREE) & ~slots.paused).sum())
+            need = kv.pages_for(int(slots.length[s]))
+            if running and room < need + running:
+                break
+            slots.paused[s] = False
+            room -= need
+        return rows[~slots.paused[rows]]
 
     def _serve(self, m: int, s: int, start: int, upto: int) -> bool:
         kv = self.kv

@@ -13,9 +13,9 @@ from roro_fast.tasks.base import Query
 class Request:
     """One answer to generate. `prompt_ids` come ready: chat template applied once, never re-tokenised afterwards.
 
-    `seed` and `sample` key every random number of the request. `max_new_tokens` and `max_steps` cap the answer,
-    `max_step_tokens` one step (0: off). `temperature` 0 is greedy. `budget` is the requested cost as a share of all-large. `policy`
-    overrides the rollout's; `tag` is handed to policies as it is.
+    `prompt_ids`, `seed` and `sample` key every random number of the request. `max_new_tokens` and `max_steps` cap the
+    answer, `max_step_tokens` one step (0: off). `temperature` 0 is greedy. `budget` is the requested cost as a share of
+    all-large. `policy` overrides the rollout's; `tag` is handed to policies as it is.
     """
 
     prompt_ids: list[int]

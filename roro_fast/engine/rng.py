@@ -1,4 +1,4 @@
-"""Counter-based uniforms: the random number of (seed, sequence, position) never depends on what else is in the batch."""
+"""Counter-based uniforms: the random number of (seed, sequence, position) depends on nothing else in the batch."""
 
 from __future__ import annotations
 

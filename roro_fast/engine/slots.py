@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from roro_fast.engine.pages import chain_hash
 from roro_fast.engine.policy import RoutingPolicy
 from roro_fast.engine.request import Request
 from roro_fast.engine.rng import stream_key
@@ -48,9 +49,7 @@ class Slots:
         self.forward_pairs = np.zeros((num_models, n))  # (query, key) pairs attended, for FLOPs
         self.discarded = np.zeros(n, np.int64)
         self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far
-        self.rewrites = np.zeros(
-            n, np.int64
-        )  # drafts thrown away so far: a rewrite must not reuse the draft's uniforms
+        self.rewrites = np.zeros(n, np.int64)  # drafts thrown away so far: a rewrite must not reuse a draft's uniforms
         self.request: list[Request | None] = [None] * n
         self.policy: list[RoutingPolicy | None] = [None] * n
         self.steps: list[list[Step]] = [[] for _ in range(n)]
@@ -67,8 +66,9 @@ class Slots:
         self.max_step_tokens[s] = r.max_step_tokens or self.tokens.shape[1]
         self.paused[s] = False
         self.temperature[s], self.top_k[s], self.top_p[s], self.budget[s] = r.temperature, r.top_k, r.top_p, r.budget
-        self.key[s] = stream_key(r.seed, r.sample, 0)
-        self.route_key[s] = stream_key(r.seed, r.sample, 1)
+        prompt = chain_hash(0, self.tokens[s, :n])  # one seed for a whole data set must not mean equal draws everywhere
+        self.key[s] = stream_key(r.seed, r.sample, prompt, 0)
+        self.route_key[s] = stream_key(r.seed, r.sample, prompt, 1)
         for a in (self.written, self.forward_tokens, self.forward_pairs):
             a[:, s] = 0
         self.discarded[s] = self.draws[s] = self.rewrites[s] = 0
@@ -140,5 +140,6 @@ class Slots:
 
     def release(self, s: int) -> None:
         self.phase[s] = Phase.FREE
+        self.paused[s] = False
         self.request[s] = self.policy[s] = None
         self.request_id[s] = -1

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from roro_fast.ops.registry import Implementation, register, select
+
+
+class Group(NamedTuple):
+    """n sequences of similar shape, padded to W queries and C keys. Padding repeats a sequence's own last token,
+    so that nothing outside its context is ever read: what a free page holds, NaN included, cannot matter.
+
+    queries [n, W] int64 into the T query rows; valid [n, W] bool, None when all are; page, offset [n * C] int64;
+    seen [n, 1, W, C] bool, the causal mask.
+    """
+
+    queries: torch.Tensor
+    valid: torch.Tensor | None
+    page: torch.Tensor
+    offset: torch.Tensor
+    seen: torch.Tensor
 
 
 def paged_attention(
@@ -16,17 +33,48 @@ def paged_attention(
     kv_lens: torch.Tensor,
     cu_seqlens: torch.Tensor,
     *,
+    groups: list[Group] | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
     """Causal attention of the last tokens of N sequences against their whole cached context.
 
     q [T, Hq, D]; k_pages, v_pages [pages, page_size, Hkv, D] (any strides); page_table [N, P] int64; kv_lens [N] int64,
-    context length of each sequence including its query tokens; cu_seqlens [N + 1] int64, query offsets. The queries of a
-    sequence are its last `cu[i + 1] - cu[i]` positions, whose K and V are already in the pages. Returns [T, Hq, D].
+    context length of each sequence with its query tokens; cu_seqlens [N + 1] int64, query offsets. The queries of a
+    sequence are its last `cu[i + 1] - cu[i]` positions, whose K and V are already in the pages. `groups` is what
+    `make_groups` gives for the same lengths and tables, to share among the layers of one forward. Returns [T, Hq, D].
     """
     fn = select("paged_attention", q.device, q.dtype, impl)
-    out: torch.Tensor = fn(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens)
+    out: torch.Tensor = fn(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups)
     return out
+
+
+def make_groups(
+    page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, page_size: int
+) -> list[Group]:
+    """Sequences whose query lengths agree within 2x and contexts within 1.5x go together, which bounds the padding."""
+    q_lens = cu_seqlens.diff()
+    bucket = 1000 * torch.ceil(torch.log2(q_lens.double())) + torch.ceil(torch.log(kv_lens.double()) / 0.4055)
+    bucket = bucket.where(q_lens > 0, -1.0)
+    groups = []
+    for b in bucket.unique().tolist():
+        if b < 0:
+            continue
+        rows = (bucket == b).nonzero().squeeze(-1)
+        lens, counts = kv_lens[rows, None], q_lens[rows, None]
+        step = torch.arange(int(counts.max()), device=kv_lens.device)
+        key = torch.arange(int(lens.max()), device=kv_lens.device)
+        token = torch.minimum(key, lens - 1)
+        page = page_table[rows[:, None], token // page_size]
+        groups.append(
+            Group(
+                queries=cu_seqlens[rows, None] + torch.minimum(step, counts - 1),
+                valid=None if bool((counts == len(step)).all()) else step < counts,
+                page=page.flatten(),
+                offset=(token % page_size).flatten(),
+                seen=(key <= (lens - counts + step)[..., None])[:, None],
+            )
+        )
+    return groups
 
 
 def reference(
@@ -36,36 +84,34 @@ def reference(
     page_table: torch.Tensor,
     kv_lens: torch.Tensor,
     cu_seqlens: torch.Tensor,
+    groups: list[Group] | None = None,
 ) -> torch.Tensor:
-    """Sequences are taken in groups of equal power-of-two query length, so that a long prompt never pads a decode row."""
-    q_lens = cu_seqlens.diff()
+    """Gather each group's keys and values into a rectangle and let torch's SDPA do the arithmetic."""
+    if groups is None:
+        groups = make_groups(page_table, kv_lens, cu_seqlens, k_pages.shape[1])
     out = torch.empty_like(q)
-    bucket = torch.where(q_lens > 1, 2 ** torch.ceil(torch.log2(q_lens.clamp_min(1).double())), q_lens.double())
-    for b in bucket.unique().tolist():
-        if b == 0:
-            continue
-        rows = (bucket == b).nonzero().squeeze(-1)
-        n, width = len(rows), int(q_lens[rows].max())
-        lens = kv_lens[rows]
-        context = int(lens.max())
-        k = _gather(k_pages, page_table[rows], context)  # [n, Hkv, context, D]
-        v = _gather(v_pages, page_table[rows], context)
-        step = torch.arange(width, device=q.device)
-        valid = step < q_lens[rows, None]  # [n, width]
-        index = (cu_seqlens[rows, None] + step).clamp_max(len(q) - 1)
-        last = lens[:, None] - q_lens[rows, None] + step  # absolute position of each query, [n, width]
-        seen = torch.arange(context, device=q.device) <= last[..., None]
+    for g in groups:
+        n = len(g.queries)
+        k, v = (_gather(x, g.page, g.offset).view(n, -1, *x.shape[2:]).transpose(1, 2) for x in (k_pages, v_pages))
         o = F.scaled_dot_product_attention(
-            q[index].transpose(1, 2), k, v, attn_mask=seen[:, None], enable_gqa=q.shape[1] != k.shape[1]
+            q[g.queries].transpose(1, 2), k, v, attn_mask=g.seen, enable_gqa=q.shape[1] != k.shape[1]
         ).transpose(1, 2)
-        out[index[valid]] = o[valid] if width > 1 else o.reshape(n, *q.shape[1:])
+        if g.valid is None:
+            out[g.queries] = o
+        else:
+            out[g.queries[g.valid]] = o[g.valid]
     return out
 
 
-def _gather(pages: torch.Tensor, table: torch.Tensor, context: int) -> torch.Tensor:
-    size = pages.shape[1]
-    used = table[:, : (context + size - 1) // size]
-    return pages[used].flatten(1, 2)[:, :context].transpose(1, 2)
+def _gather(pages: torch.Tensor, page: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Tokens (page, offset) as [n, Hkv, D]. Pools whose tokens are evenly spaced rows take the 3x faster row gather."""
+    count, size, heads, dim = pages.shape
+    width, (across, along, *inner) = heads * dim, pages.stride()
+    if across % width or along != width or inner != [dim, 1]:
+        return pages[page, offset]
+    step = across // width
+    rows = pages.as_strided(((count - 1) * step + size, width), (width, 1))
+    return rows.index_select(0, page * step + offset)
 
 
 register(Implementation("paged_attention", "reference", reference))

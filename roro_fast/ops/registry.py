@@ -40,7 +40,7 @@ _TABLE: dict[str, dict[str, Implementation]] = {}
 
 def register(impl: Implementation) -> None:
     _TABLE.setdefault(impl.op, {})[impl.name] = impl
-    select.cache_clear()
+    _select.cache_clear()
 
 
 def ops() -> list[str]:
@@ -52,10 +52,9 @@ def implementations(op: str) -> list[Implementation]:
     return sorted(_TABLE[op].values(), key=lambda i: -i.priority)
 
 
-def requested(op: str) -> str | None:
-    """What RORO_IMPL asks for `op`; None means auto."""
-    value = os.environ.get("RORO_IMPL", "")
-    for item in filter(None, value.split(",")):
+def requested(op: str, value: str | None = None) -> str | None:
+    """What RORO_IMPL (or `value`) asks for `op`; None means auto."""
+    for item in filter(None, (os.environ.get("RORO_IMPL", "") if value is None else value).split(",")):
         name, _, impl = item.partition("=")
         if not impl:
             return None if name == "auto" else name
@@ -64,10 +63,14 @@ def requested(op: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=512)
 def select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None = None) -> Callable[..., Any]:
     """The function that serves `op` on tensors of this device and dtype. Raises ConfigError for an impossible order."""
-    wanted = impl or requested(op)
+    return _select(op, device, dtype, impl, os.environ.get("RORO_IMPL", ""))
+
+
+@lru_cache(maxsize=512)
+def _select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None, order: str) -> Callable[..., Any]:
+    wanted = impl or requested(op, order)
     if wanted is None:
         return next(i for i in implementations(op) if i.usable(device, dtype)[0]).fn
     found = _TABLE[op].get(wanted)

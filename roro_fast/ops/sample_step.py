@@ -10,7 +10,7 @@ from roro_fast.ops.registry import Implementation, register, select
 
 
 class SampledStep(NamedTuple):
-    """token [N] int64; logprob, entropy (nats), max_prob [N] float32 of the untempered distribution; finite [N] bool."""
+    """token [N] int64; logprob, entropy (nats), max_prob [N] float32, all at temperature 1; finite [N] bool."""
 
     token: torch.Tensor
     logprob: torch.Tensor
@@ -68,7 +68,7 @@ def _truncate(x: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor |
     use_p = top_p is not None and bool((top_p < 1).any())
     if not (use_k or use_p):
         return x
-    order = x.argsort(-1, descending=True, stable=True)
+    order = x.argsort(dim=-1, descending=True, stable=True)
     s = x.gather(-1, order)
     rank = torch.arange(x.shape[-1], device=x.device)
     if use_k:
@@ -79,16 +79,16 @@ def _truncate(x: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor |
         assert top_p is not None
         p = torch.softmax(s, -1)
         before = p.cumsum(-1) - p
-        s = s.masked_fill((before >= top_p[:, None]) & (rank > 0), float("-inf"))
+        mass = torch.where(top_p < 1, top_p, 2.0)[:, None]  # 2: rounding of `before` must not cut a row that is off
+        s = s.masked_fill((before >= mass) & (rank > 0), float("-inf"))
     return torch.empty_like(x).scatter_(-1, order, s)
 
 
 def _inverse_cdf(x: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """First id whose cumulative probability exceeds the uniform; never an id of probability zero."""
-    p = torch.softmax(x, -1)
-    cdf = p.double().cumsum(-1)
+    cdf = torch.softmax(x, -1).cumsum(-1, dtype=torch.float64)
     target = uniforms.double()[:, None] * cdf[:, -1:]
-    return ((cdf > target) & (p > 0)).int().argmax(-1)
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
 register(Implementation("sample_step", "reference", reference))
