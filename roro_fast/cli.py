@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -136,10 +137,31 @@ def pairs(
     _execute("pairs", config, run, overrides, redo)
 
 
-def _execute(last: str, config: str, run: Path | None, overrides: list[str] | None, redo: list[str] | None) -> None:
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """Train Judge and Rubricor, then the router; does first what is missing before that."""
+    _execute("outcome_only", config, run, overrides, redo, show=("rubric", "router", "outcome_only"))
+
+
+def _execute(
+    last: str,
+    config: str,
+    run: Path | None,
+    overrides: list[str] | None,
+    redo: list[str] | None,
+    show: Sequence[str] = (),
+) -> None:
     from roro_fast import cli_stages, cli_tables
 
     directory = _open(config, run, overrides)
     summaries = cli_stages.run_stages(directory, last, console, redo or ())
-    cli_tables.show(console, last, summaries[last])
+    for stage in show or (last,):
+        if stage in summaries:
+            cli_tables.show(console, stage, summaries[stage])
     console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)

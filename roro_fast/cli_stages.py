@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from roro_fast.cli_ui import duration, stage_view
+from roro_fast.config import Config
 from roro_fast.errors import ConfigError
 from roro_fast.runs import RunDirectory
-from roro_fast.train import pipeline, rubric_stage
+from roro_fast.train import pipeline, router_stage, rubric_stage
 from roro_fast.train.context import Context
+from roro_fast.train.router_stage import needs_judge
 from roro_fast.train.setup import Workbench
 
 _ROLLOUT_KEYS = (
@@ -36,22 +38,45 @@ _ROLLOUT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`sections`: config keys its result depends on beyond earlier stages. `outputs`: files it leaves in the run."""
+    """`sections`: config keys its result depends on beyond earlier stages. `outputs`: files it leaves in the run.
+
+    `wanted` says whether a run with this config has the stage at all.
+    """
 
     name: str
     run: Callable[[Context], dict[str, Any]]
     sections: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    wanted: Callable[[Config], bool] = lambda config: True
+
+
+def _router_files(arm: str) -> tuple[str, ...]:
+    return f"{router_stage.ROUTERS}/{arm}", f"checkpoints/router/{arm}", f"logs/router/{arm}"
 
 
 STAGES = (
     Stage("collect", pipeline.collect, (*_ROLLOUT_KEYS, "collect")),
-    Stage("pairs", pipeline.pairs, ("pairs",), (pipeline.PAIRS,)),
+    Stage("pairs", pipeline.pairs, ("pairs",), (pipeline.PAIRS,), needs_judge),
     Stage(
         "rubric",
         rubric_stage.rubric,
         ("rubric", "task.n_train"),
         (rubric_stage.ALTERNATION, rubric_stage.JUDGE, rubric_stage.RUBRICOR, rubric_stage.RUBRICS),
+        needs_judge,
+    ),
+    Stage(
+        "reference",
+        router_stage.reference_answers,
+        ("task.n_train", "router.temperature"),
+        (f"trajectories/{router_stage.REFERENCE}",),
+    ),
+    Stage("router", router_stage.router, ("task.n_train", "router"), _router_files(router_stage.RORO)),
+    Stage(
+        "outcome_only",
+        router_stage.outcome_only,
+        ("task.n_train", "router"),
+        _router_files(router_stage.OUTCOME_ONLY),
+        lambda config: router_stage.OUTCOME_ONLY in config.eval.arms,
     ),
 )
 NAMES = tuple(s.name for s in STAGES)
@@ -71,6 +96,8 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
         bench = Workbench(run.config)
         summaries: dict[str, dict[str, Any]] = {}
         for i, stage in enumerate(STAGES[: NAMES.index(last) + 1]):
+            if not stage.wanted(run.config):
+                continue
             mark = run.done(stage.name, stage.sections)
             if mark is not None:
                 console.print(f"{stage.name}: done before, in {duration(mark.seconds)}", highlight=False)

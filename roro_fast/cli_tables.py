@@ -52,7 +52,20 @@ def rubric(summary: Summary) -> Table:
     return table(title, ("round", "pairs right", "by outcome", "by cost", "by process", "malformed"), rows)
 
 
-TABLES: dict[str, Callable[[Summary], Table]] = {"collect": collect, "pairs": pairs, "rubric": rubric}
+def router(summary: Summary) -> Table:
+    keys = ("outcome", "cost_share", "process", "large_share", "entropy")
+    (arm,) = {k.partition(".")[0] for k in summary}
+    rows = [(k.replace("_", " "), f"{summary[f'{arm}.{k}']:.3f}") for k in keys]
+    return table(f"{arm} at its last training step", ("", "mean"), rows)
+
+
+TABLES: dict[str, Callable[[Summary], Table]] = {
+    "collect": collect,
+    "pairs": pairs,
+    "rubric": rubric,
+    "router": router,
+    "outcome_only": router,
+}
 
 
 def show(console: Console, stage: str, summary: Summary) -> None:

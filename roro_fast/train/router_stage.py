@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roro_fast.config import RouterConfig
+from roro_fast.config import Config, RouterConfig
 from roro_fast.engine import Request, Trajectory
 from roro_fast.errors import DataError
 from roro_fast.files import read_json, write_json
@@ -21,6 +21,7 @@ from roro_fast.train.process import FormulaReward, JudgeReward, ShuffledReward, 
 from roro_fast.train.rewards import ProcessReward
 from roro_fast.train.rollout import roll_out, stored
 from roro_fast.train.router import RouterTrainer
+from roro_fast.train.rubric_stage import load_judge, load_rubrics
 
 REFERENCE = "reference"
 ROUTERS = "routers"  # one directory per trained arm
@@ -40,7 +41,7 @@ class Reference:
 
 
 def reference(ctx: Context, queries: list[tuple[Query, list[int]]]) -> Reference:
-    """Roll out (or read back) the two constant routes of every query; costs and the formula are measured against them."""
+    """Roll out (or read back) the two constant routes of every query: the measure of costs and of the formula."""
     store = ctx.run.store(REFERENCE)
     limits = ctx.limits(ctx.config.router.temperature)
     arms = (("all_small", 0), ("all_large", len(ctx.bench.models) - 1))
@@ -98,7 +99,7 @@ def new_policy(ctx: Context, config: RouterConfig, seed: int) -> PolicyNetwork:
 def train_arm(
     ctx: Context, arm: str, config: RouterConfig, reward: ProcessReward | None, ref: Reference
 ) -> dict[str, Any]:
-    """Train one router to the end, resuming from its last checkpoint; writes it to routers/<arm> and its curve beside."""
+    """Train one router to the end, resuming from its last checkpoint; writes it to routers/<arm>, its curve beside."""
     seed = ctx.config.run.seed
     queries = [(q, ids) for q, ids in ctx.prompts("train") if q.id in ref.large and q.id in ref.small]
     limits = {k: v for k, v in ctx.limits(config.temperature).items() if k not in ("seed", "temperature")}
@@ -146,3 +147,38 @@ def write_scalars(ctx: Context, arm: str, history: list[dict[str, float]]) -> No
 def read_history(ctx: Context, arm: str) -> list[dict[str, float]]:
     history: list[dict[str, float]] = read_json(ctx.run.path / ROUTERS / arm / "history.json")
     return history
+
+
+def needs_judge(config: Config) -> bool:
+    """Does the configured process reward come from a trained Judge?"""
+    return config.router.process_reward not in ("none", "formula")
+
+
+def reference_answers(ctx: Context) -> dict[str, Any]:
+    """Stage: all-small and all-large answers of every training query."""
+    ref = reference(ctx, ctx.prompts("train"))
+    arms = {"all_small": ref.small, "all_large": ref.large}
+    return {f"{arm}_accuracy": sum(bool(t.correct) for t in found.values()) / len(found) for arm, found in arms.items()}
+
+
+def router(ctx: Context) -> dict[str, Any]:
+    """Stage: the router under the configured process reward."""
+    c, prompts = ctx.config.router, ctx.prompts("train")
+    ref = reference(ctx, prompts)
+    judged = needs_judge(ctx.config)
+    reward = process_reward(
+        c.process_reward,
+        seed=ctx.config.run.seed,
+        queries={q.id: q.prompt for q, _ in prompts},
+        ref=ref,
+        judge=load_judge(ctx.run) if judged else None,
+        rubrics=load_rubrics(ctx.run) if judged else None,
+        ctx=ctx,
+    )
+    return train_arm(ctx, RORO, c, reward, ref)
+
+
+def outcome_only(ctx: Context) -> dict[str, Any]:
+    """Stage: the control that sees outcome and cost alone."""
+    ref = reference(ctx, ctx.prompts("train"))
+    return train_arm(ctx, OUTCOME_ONLY, ctx.config.router, None, ref)
