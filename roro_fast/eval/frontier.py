@@ -64,7 +64,7 @@ def pareto(
     keep = np.isfinite(c) & np.isfinite(a) & (c <= lc)
     c, a = np.where(keep, np.maximum(c, sc), sc), np.where(keep, a, sa)
     x, y = np.concatenate([sc, c, lc], -1), np.concatenate([sa, a, la], -1)
-    order = np.lexsort((y, x), axis=-1)
+    order = np.lexsort((-y, x), axis=-1)  # of equal costs the best first, the rest are dominated
     return _climb(_take(x, order), _take(y, order), lc)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import mean
 
 import numpy as np
 
@@ -99,8 +101,10 @@ class _Measured:
 class Evaluation:
     """Replicates of every metric of every arm; `summary` boils them down.
 
-    `points` holds, for each arm, the same knobs for every seed; an arm with one seed is taken as deterministic and
-    stands for every seed. `small` and `large` name the two anchor arms, each of one operating point.
+    `points` holds, for each arm, as many knobs for every seed. Knobs may differ between seeds (the biases of trained
+    routers do); they are matched by rank for the table of points, each frontier is drawn from one seed's points alone.
+    An arm with one seed is taken as deterministic and stands for every seed. `small` and `large` name the two anchor
+    arms, each of one operating point. Raises DataError when the points do not fit together.
     """
 
     def __init__(
@@ -264,17 +268,17 @@ def _group(points: Sequence[PointResult]) -> dict[str, list[PointResult]]:
 
 def _measure(points: Sequence[PointResult], query_ids: Sequence[str], seeds: Sequence[int], draws: Draws) -> _Measured:
     arm = points[0].arm
-    by_key = {(p.knob, p.seed): p.aligned(query_ids) for p in points}
-    if len(by_key) != len(points):
-        raise DataError(f"arm {arm!r}: two results for the same knob and seed")
     own = sorted({p.seed for p in points})
-    knobs = sorted({p.knob for p in points})
     columns = own if len(own) == 1 else list(seeds)
-    missing = [(k, s) for k in knobs for s in columns if (k, s) not in by_key]
-    if missing:
-        raise DataError(f"arm {arm!r}: no result for (knob, seed) {missing[:3]}; evaluate every knob with every seed")
-    means = {}
-    for name in ARRAYS:
-        table = np.stack([[getattr(by_key[k, s], name) for s in columns] for k in knobs])
-        means[name] = draws.query_means(table)
-    return _Measured(knobs, means)
+    by_seed = {s: sorted((p.aligned(query_ids) for p in points if p.seed == s), key=lambda p: p.knob) for s in columns}
+    sizes = {s: len(ps) for s, ps in by_seed.items()}
+    if len(set(sizes.values())) != 1:
+        raise DataError(
+            f"arm {arm!r}: operating points per seed differ, {sizes}; evaluate every seed at as many settings"
+        )
+    if any(a.knob == b.knob for ps in by_seed.values() for a, b in pairwise(ps)):
+        raise DataError(f"arm {arm!r}: two results for the same knob and seed")
+    table = list(zip(*by_seed.values(), strict=True))
+    means = {n: draws.query_means(np.stack([[getattr(p, n) for p in row] for row in table])) for n in ARRAYS}
+    # statistics.mean, unlike a float sum, gives back a knob that all seeds share
+    return _Measured([mean([p.knob for p in row]) for row in table], means)

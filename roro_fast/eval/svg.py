@@ -11,6 +11,13 @@ from markupsafe import Markup, escape
 # dark enough for 4.5:1 on white, told apart by colour-blind readers together with the marker shapes
 COLOURS = ("#0b5cad", "#b8400a", "#00735a", "#8a2f86", "#6b5200", "#0e6f88", "#a31f5c", "#4b5563", "#3f6212", "#5b3fc4")
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "plus", "wedge", "bar")
+OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+    "wedge": [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
+    "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    "bar": [(-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)],
+}
 
 
 def ticks(lo: float, hi: float, about: int = 5) -> list[float]:
@@ -95,14 +102,7 @@ def marker(shape: str, x: float, y: float, colour: str, r: float = 4.5) -> Marku
         a, b = (r, 0.0) if shape == "plus" else (r * 0.8, r * 0.8)
         d = f"M{x - a:.1f},{y - b:.1f}L{x + a:.1f},{y + b:.1f}M{x - b:.1f},{y + a:.1f}L{x + b:.1f},{y - a:.1f}"
         return Markup(f'<path d="{d}" stroke="{colour}" stroke-width="2.5" fill="none"/>')
-    outline: list[tuple[float, float]] = {
-        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
-        "wedge": [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
-        "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-        "bar": [(-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)],
-    }[shape]
-    points = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in outline)
+    points = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in OUTLINES[shape])
     return Markup(f'<polygon points="{points}" fill="{colour}"/>')
 
 

@@ -15,7 +15,7 @@ from roro_fast.eval.report_data import Curve, JudgeRound, PairStats, ReportData
 from roro_fast.eval.viewer import ViewTrajectory, view_trajectory
 from roro_fast.rubric.format import Criterion, Rubric
 from roro_fast.tasks.base import Query
-from roro_fast.tasks.ledger import Ledger, parse_query, render_steps
+from roro_fast.tasks.ledger import Ledger, parse_query
 
 TOKENS = 20.0
 PARAMS = (20_000, 200_000)
@@ -90,14 +90,14 @@ def study(n: int = 200, seeds: int = 5) -> list[PointResult]:
 def trajectory(
     query: Query, arm: str, models: list[int], slip: int | None = None, regenerate: bool = False
 ) -> Trajectory:
-    """A ledger answer in which step `slip` is wrong by one; model of step i is models[i % len(models)]."""
-    start, lines = parse_query(query.prompt)
-    texts = render_steps(start, lines)
-    if slip is not None:
-        head, _, tail = texts[slip].partition("gives ") if "gives" in texts[slip] else texts[slip].partition("Total ")
-        number = tail.split()[0]
-        word = "gives " if "gives" in texts[slip] else "Total "
-        texts[slip] = head + word + tail.replace(number, str((int(number) + 1) % 100), 1)
+    """A ledger answer whose step `slip` is wrong by one, later steps following it; step i is by models[i % len]."""
+    value, lines = parse_query(query.prompt)
+    texts = []
+    for i, line in enumerate(lines):
+        after = (line.kind.apply(value, line.operand) + (i == slip)) % 100
+        texts.append(f" {line}: {value} gives {after} #{i + 1}\n\n")
+        value = after
+    texts.append(f" Total {(value + (slip == len(lines))) % 100}")
     rng = random.Random(f"{query.id}{arm}")
     steps, decisions, at = [], [], 0
     for i, text in enumerate(texts):

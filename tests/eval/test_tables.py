@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from roro_fast.errors import DataError
+from roro_fast.eval.study import build_study
+from roro_fast.eval.tables import fill, main
+from roro_fast.files import write_json
+from tests.eval.samples import study
+
+README = "# Title\n\n<!-- table:nano_study -->\nold\n<!-- /table -->\n\nafter | text\n"
+
+
+@pytest.fixture(scope="module")
+def document():
+    return build_study(study(60, 3), meta={"git": "abc", "command": "make study"}, resamples=60)
+
+
+@pytest.fixture
+def repo(tmp_path, document):
+    write_json(tmp_path / "bench/results/nano_study.json", document)
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path
+
+
+def test_the_document_follows_its_schema(document):
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["meta"]["seeds"] == [0, 1, 2] and document["meta"]["n_queries"] == 60
+    assert document["meta"]["git"] == "abc"
+    roro = document["arms"]["roro"]["area"]
+    assert set(roro) == {"mean", "lo", "hi", "per_seed"} and len(roro["per_seed"]) == 3
+    assert roro["mean"] == pytest.approx(sum(roro["per_seed"]) / 3)
+    d = document["differences"]["outcome_only"]["roro"]["area"]
+    assert d["mean"] == pytest.approx(roro["mean"] - document["arms"]["outcome_only"]["area"]["mean"])
+    assert document["arms"]["all_small"] == {}
+    assert [p["knob"] for p in document["points"]["roro"]] == [0.2, 0.4, 0.6, 0.8]
+
+
+def test_the_table_is_generated_checked_and_stable(repo, document, capsys):
+    readme = str(repo / "README.md")
+    assert main([readme, "--check"]) == 1
+    assert "tables are out of date" in capsys.readouterr().err
+    assert (repo / "README.md").read_text() == README
+    assert main([readme]) == 0 and main([readme, "--check"]) == 0
+    text = (repo / "README.md").read_text()
+    assert text.startswith("# Title\n\n<!-- table:nano_study -->\n| router |") and text.endswith("after | text\n")
+    assert "\nold\n" not in text
+    rows = [r for r in text.splitlines() if r.startswith("|")]
+    assert len(rows) == 2 + 10 and len({r.count("|") for r in rows}) == 1
+    roro = document["arms"]["roro"]["area"]
+    assert rows[2].startswith("| **RoRo** |") and f"{roro['mean']:.3f} [{roro['lo']:.3f}, {roro['hi']:.3f}]" in rows[2]
+
+
+def test_a_changed_result_makes_the_check_fail(repo, document):
+    readme = str(repo / "README.md")
+    assert main([readme]) == 0
+    changed = json.loads(json.dumps(document))
+    changed["arms"]["random"]["area"]["mean"] += 0.01
+    write_json(repo / "bench/results/nano_study.json", changed)
+    assert main([readme, "--check"]) == 1
+
+
+def test_as_a_module(repo):
+    command = [sys.executable, "-m", "roro_fast.eval.tables", str(repo / "README.md")]
+    assert subprocess.run([*command, "--check"], capture_output=True).returncode == 1
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert subprocess.run([*command, "--check"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:speed -->\n<!-- /table -->\n", "table:speed: no such table; known are nano_study"),
+        ("<!-- table:nano_study -->\nno end\n", "has no '<!-- /table -->'"),
+        ("<!-- table:nano_study --> x\n<!-- /table -->\n", "not alone on its line"),
+    ],
+)
+def test_bad_markers_are_named(repo, text, message):
+    with pytest.raises(DataError, match=message):
+        fill(text, repo / "bench/results")
+
+
+def test_absent_and_malformed_results_are_named(repo, capsys):
+    results = repo / "bench/results/nano_study.json"
+    write_json(results, {"meta": {}})
+    assert main([str(repo / "README.md")]) == 1
+    assert "nano_study.json does not follow its schema" in capsys.readouterr().err
+    results.write_text("{")
+    assert main([str(repo / "README.md")]) == 1
+    assert "not valid JSON" in capsys.readouterr().err
+    results.unlink()
+    assert main([str(repo / "README.md")]) == 1
+    assert "nano_study.json does not exist" in capsys.readouterr().err
+    assert main([str(repo / "nothing.md")]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert (repo / "README.md").read_text() == README
