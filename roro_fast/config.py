@@ -262,6 +262,7 @@ class RouterConfig:
     beta: float = 0.3
     process_reward: str = "judge"
     group_size: int = 8
+    scale_rewards: str = "batch"
     queries_per_step: int = 32
     steps: int = 60
     epochs: int = 2
@@ -281,6 +282,7 @@ class RouterConfig:
             "is off and so is router.hidden; switch one on",
         )
         choose(self.process_reward, "router.process_reward", PROCESS_REWARDS)
+        choose(self.scale_rewards, "router.scale_rewards", ("group", "batch", "none"))
         at_least(self.lambda_cost, 0.0, "router.lambda_cost")
         require(
             0 <= self.beta < 0.5,

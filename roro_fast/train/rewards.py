@@ -53,11 +53,22 @@ def combine(
     return Rewards(outcome - lambda_cost * share + beta * s, outcome, share, s, int(missing.sum()))
 
 
-def group_advantage(rewards: np.ndarray, groups: Sequence[str], eps: float = 1e-4) -> np.ndarray:
-    """(R - mean) / (std + eps) within each group (GRPO, arXiv 2402.03300, eq. 3); float64 [N], 0 for a lone member."""
+def group_advantage(
+    rewards: np.ndarray, groups: Sequence[str], scale: str = "group", eps: float = 1e-4
+) -> np.ndarray:
+    """R minus its group's mean, over a standard deviation; float64 [N], 0 for a lone member.
+
+    scale: "group" divides by each group's own deviation (GRPO, arXiv 2402.03300, eq. 3); "batch" by that of all centred
+    rewards, so that a group whose members differ only in cost does not count as much as one with both outcomes;
+    "none" leaves R - mean (Dr. GRPO, arXiv 2503.20783).
+    """
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     count = np.bincount(index)
     mean = np.bincount(index, rewards) / count
-    centred = rewards - mean[index]
+    centred: np.ndarray = rewards - mean[index]
+    if scale == "none":
+        return centred
+    if scale == "batch":
+        return centred / (np.sqrt(np.mean(centred**2)) + eps)
     std = np.sqrt(np.bincount(index, centred**2) / count)
     return centred / (std[index] + eps)

@@ -92,7 +92,7 @@ class RouterTrainer:
         process = np.zeros(len(trajectories)) if self.process is None else self.process.score(trajectories)
         c = self.config
         rewards = combine(trajectories, self.all_large, c.lambda_cost, c.beta, process)
-        advantages = group_advantage(rewards.total, [t.query_id for t in trajectories])
+        advantages = group_advantage(rewards.total, [t.query_id for t in trajectories], c.scale_rewards)
         stats = self._update(DecisionBatch.of(trajectories, advantages))
         self.step += 1
         large = [np.mean([m > 0 for m in t.models]) for t in trajectories]
