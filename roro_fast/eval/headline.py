@@ -30,7 +30,7 @@ def headline(e: EvalSummary) -> list[str]:
     if a is None or large is None or small is None:
         return ["No router was evaluated: this page shows the two models alone."]
     top, base = (x.points[0].values["accuracy"].mean for x in (large, small))
-    out = [_bought(a, e.level)]
+    out = [_bought(a, e.level), _in_total(a, e.level)]
     out.append(f"The large model alone answers {write(top, 'share')} correctly, the small one {write(base, 'share')}.")
     rival = _best_rival(e, a)
     if rival is not None:
@@ -39,7 +39,9 @@ def headline(e: EvalSummary) -> list[str]:
     outcome = e.arm("outcome_only")
     if outcome is not None and outcome is not a and outcome is not rival:
         out.append(_against(a, outcome, e.difference(a.name, outcome.name, "area"), e.level))
-    return out
+    if a.kind != "trained":
+        out.append("No trained router was evaluated; this is the best of the baselines.")
+    return [s[0].upper() + s[1:] for s in out]
 
 
 def _bought(a: ArmSummary, level: float) -> str:
@@ -51,6 +53,15 @@ def _bought(a: ArmSummary, level: float) -> str:
         f"{a.label} keeps {100 * KEEP:.0f}{NBSP}% of the large model's accuracy and saves {write(saved.mean, 'share')} "
         f"of its FLOPs{_span(saved, 'share', level)}."
     )
+
+
+def _in_total(a: ArmSummary, level: float) -> str:
+    need = a.metrics["flops_at_98_total"]
+    what = "Counting every forward pass (prefill, catch-up, discarded drafts)"
+    if not math.isfinite(need.mean):
+        return f"{what}, it never gets there."
+    saved = Estimate(1 - need.mean, 1 - need.hi, 1 - need.lo)
+    return f"{what}, it saves {write(saved.mean, 'share')}{_span(saved, 'share', level)}."
 
 
 def _needs(a: ArmSummary, rival: ArmSummary) -> str:

@@ -17,7 +17,7 @@ from roro_fast.eval.frontier import Frontier, _ratio, pareto
 from roro_fast.eval.records import ARRAYS, PointResult
 
 AXES = ("generated", "total", "large_share")
-GRID = 41
+GRID = 33
 
 
 @dataclass(slots=True)
@@ -247,7 +247,8 @@ class Evaluation:
 
     def _band(self, name: str, axis: str) -> Band:
         start = float(self._anchor(self.small, axis)[0][0].mean())
-        grid = np.linspace(start, 1.0, GRID)
+        vertices = np.clip(self._share(self._measured[name], axis)[0].mean(-1), start, 1.0)
+        grid = np.unique(np.concatenate([np.linspace(start, 1.0, GRID), vertices]))
         f = self._frontier[name, axis]
         # resampled all-small costs differ a little from the plug-in one, where the grid starts
         y = f.at(grid)

@@ -69,7 +69,7 @@ def frontier(e: EvalSummary, axis: str, style: dict[str, Look], width: int, heig
     heights += [p.values["accuracy"].mean for _, p in points]
     low, high = padded(heights)
     edge = padded([*shares, 1.0], 0.03)
-    axes = Axes(width, height, (max(0.0, edge[0]), edge[1]), (max(0.0, low), min(1.02, high)))
+    axes = Axes(width, height, (max(0.0, edge[0]), edge[1]), (max(0.0, low), min(1.02, high)), left=60)
     name = "generated" if axis == "generated" else "total"
     body = [axes.frame(f"{name} FLOPs, share of all-large", "accuracy", (True, True)), _coin_toss(axes, anchors, axis)]
     ranked = sorted(routers, key=lambda a: a.name == "roro")
