@@ -1,8 +1,9 @@
 """Process quality of a route, from what the small model's own confidence says about the query (method.md section 4).
 
-    quality = 0.4 * critical-step hit + 0.3 * (1 - switches / (n - 1)) + 0.3 * (1 - share of escalated steps it is sure of)
+    quality = 0.4 * critical-step hit + 0.3 * (1 - switches / (n - 1)) + 0.3 * (1 - waste)
 
-Confidence comes from the recorded step statistics of the query's all-small trajectory. The gold answer plays no part.
+Waste is the share of escalated steps the small model was sure of. Confidence comes from the recorded step statistics of
+the query's all-small trajectory. The gold answer plays no part.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from roro_fast.engine.trajectory import Trajectory
+from roro_fast.routing.collect import critical_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,6 @@ def confidences(all_small: Trajectory) -> list[float]:
 def all_small_of(trajectories: Iterable[Trajectory]) -> Trajectory | None:
     """The first trajectory of which model 0 wrote every step."""
     return next((t for t in trajectories if t.steps and not any(t.models)), None)
-
-
-def critical_step(confidence: Sequence[float]) -> int:
-    """Index of the step at which confidence drops most from the step before it (from 1 before the first)."""
-    before = [1.0, *confidence]
-    drops = [a - b for a, b in zip(before, confidence, strict=False)]
-    return max(range(len(drops)), key=drops.__getitem__)
 
 
 def process_quality(models: Sequence[int], confidence: Sequence[float], formula: Formula | None = None) -> float:

@@ -2,8 +2,9 @@
 
 A sentence earns evidence from each pair for which it holds for the chosen and not for the rejected trajectory (and
 loses it the other way round). A query has few pairs, so its evidence is shrunk towards that of the same kind of
-sentence over all pairs. Sentences are then added greedily as long as the rubric's score orders more of the query's pairs right.
-Neither gold answers nor oracles are consulted, only the pairs.
+sentence over all pairs, which is also all that a Rubricor can learn about queries it has not seen. Sentences are then
+added greedily by evidence and by how many more of the query's pairs the rubric orders right. Neither gold answers nor
+oracles are consulted, only the pairs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SeedConfig:
-    """`shrinkage`: how many pairs the corpus-wide evidence counts for. `hard`: evidence that makes a Hard Rule.
-    `repeat_axis`: evidence a sentence gives up when its axis is already covered."""
+    """`shrinkage`: pair weight that the corpus-wide evidence counts for; `caution`: pair weight without evidence in the
+    corpus, so that rare sentences weigh little. `hard`: evidence that makes a Hard Rule; `least`: evidence below which
+    nothing is added past the third criterion. `repeat_axis`: evidence a sentence gives up per criterion already on its
+    axis. `general`: evidence credited to "writes every ..." over naming one of its lines."""
 
-    shrinkage: float = 4.0
-    hard: float = 0.35
-    repeat_axis: float = 0.05
+    shrinkage: float = 60.0
+    caution: float = 30.0
+    hard: float = 0.25
+    least: float = 0.05
+    repeat_axis: float = 0.02
+    general: float = 0.02
 
 
 def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
@@ -46,7 +52,7 @@ def seed_rubrics(
     config = config or SeedConfig()
     groups = group_by_query(pairs)
     tables = {q: _Table.of(group, labels) for q, group in groups.items()}
-    corpus = _corpus_evidence(tables.values())
+    corpus = _corpus_evidence(tables.values(), config.caution)
     out = {}
     for query_id, table in tables.items():
         if len(table.claims) >= MIN_CRITERIA:
@@ -87,14 +93,14 @@ def _key(claim: Claim, verbs: Sequence[str]) -> Key:
     return (claim.kind, claim.label, str(claim.number))
 
 
-def _corpus_evidence(tables: Iterable[_Table]) -> dict[Key, float]:
-    """Weighted mean vote of each key over all pairs."""
+def _corpus_evidence(tables: Iterable[_Table], caution: float) -> dict[Key, float]:
+    """Weighted mean vote of each key over all pairs, `caution` more of which count as abstaining."""
     total: dict[Key, np.ndarray] = defaultdict(lambda: np.zeros(2))
     for t in tables:
         sums = t.votes @ t.weight
         for key, s in zip(t.keys, sums, strict=True):
             total[key] += (s, t.weight.sum())
-    return {k: float(v[0] / v[1]) for k, v in total.items()}
+    return {k: float(v[0] / (v[1] + caution)) for k, v in total.items()}
 
 
 def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], config: SeedConfig, most: int) -> Rubric:
@@ -104,28 +110,28 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
     tags = [HARD_RULE if s >= config.hard else PRINCIPLE for s in strength]
     value = table.votes * np.array([WEIGHTS[t] for t in tags])[:, None]
     axes = [axis_of(c, labels) for c in table.claims]
+    general = config.general * np.array([c.kind == "writes every" for c in table.claims])
     chosen: list[int] = []
-    total, best = np.zeros(len(table.weight)), -1.0
+    total = np.zeros(len(table.weight))
     while len(chosen) < most:
-        ordered = (
-            ((total + value) > 1e-9) @ table.weight / mass
-        )  # share of pair weight ordered right with each claim added
+        ordered = ((total + value) > 1e-9) @ table.weight / mass  # share of pair weight ordered right with each added
         crowded = np.array([sum(axes[j] == a for j in chosen) for a in axes])
-        merit = ordered + strength - config.repeat_axis * crowded
+        merit = ordered + strength + general - config.repeat_axis * crowded
+        merit[_said(table, chosen)] -= 2.0
         merit[chosen] = -np.inf
-        merit[_same_votes(table.votes, chosen)] -= 1.0
         i = int(merit.argmax())
-        if len(chosen) >= MIN_CRITERIA and (ordered[i] <= best or strength[i] <= 0):
+        if len(chosen) >= MIN_CRITERIA and strength[i] < config.least:
             break
         chosen.append(i)
         total += value[i]
-        best = float(ordered[i])
     order = sorted(chosen, key=lambda i: (tags[i] != HARD_RULE, AXES.index(axes[i]), -strength[i]))
     return Rubric(tuple(criterion(table.claims[i], tags[i], labels) for i in order))
 
 
-def _same_votes(votes: np.ndarray, chosen: list[int]) -> np.ndarray:
-    """Claims that say about these pairs what a chosen one already says."""
+def _said(table: _Table, chosen: list[int]) -> np.ndarray:
+    """Claims that repeat a chosen one: about the same thing, or with the same votes on all of these pairs."""
     if not chosen:
-        return np.zeros(len(votes), dtype=bool)
-    return (votes[:, None, :] == votes[None, chosen, :]).all(-1).any(-1)
+        return np.zeros(len(table.claims), dtype=bool)
+    same_votes = (table.votes[:, None, :] == table.votes[None, chosen, :]).all(-1).any(-1)
+    keys = {table.keys[j] for j in chosen}
+    return np.array(same_votes | np.array([k in keys for k in table.keys]))

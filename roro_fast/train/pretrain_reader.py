@@ -31,7 +31,7 @@ HELD_OUT_SEED = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Recipe(train_nano.Recipe):
-    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: weights of these losses."""
+    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: loss weights."""
 
     hidden: int = 96
     layers: int = 4
@@ -93,7 +93,7 @@ class Pretraining:
 
     @torch.no_grad()
     def accuracy(self, batches: int = 12, size: int = 32) -> dict[str, float]:
-        """Share of right verdicts on fresh trajectories under rubrics of ordinary size, overall and per sentence kind."""
+        """Share of right verdicts on fresh trajectories under ordinary rubrics, in all and per kind of sentence."""
         hit, total = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
         for b in reading_sets(self.encoder, self.pad, HELD_OUT_SEED + self.recipe.seed, batches, size):
             logits = self.model.logits(self.model.dense(b.read).flatten(0, 1)[b.rows])[:, self.verdicts]

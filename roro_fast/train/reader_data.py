@@ -19,14 +19,14 @@ from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import MODULUS, render_query, render_steps, sample_problem, split_of
 
 LABELS = ("small", "large")
-CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision of reading
+CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
-    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): who wrote which line, asked after
-    the rubric. `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
+    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric.
+    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
 
     read: torch.Tensor
     rows: torch.Tensor
@@ -145,7 +145,7 @@ def make_batch(
         encoded = encoder.judge(prompt, view, rubric)
         ids.append(encoded.ids)
         rows += [(b, r) for r in encoded.rows]
-        recited += [(b, at, label) for at, label in _recite(rng, encoder, view, ids[-1])]
+        recited += [(b, at, label) for at, label in _recite(rng, encoder, view, verbs, ids[-1])]
         verdicts += [t for _, t in judged]
         kinds += [KINDS.index(c.kind) for c, _ in judged]
     padded = _pad(ids, pad)
@@ -156,18 +156,32 @@ def make_batch(
     return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
 
 
-def _recite(rng: random.Random, encoder: PromptEncoder, view: View, ids: list[int]) -> list[tuple[int, int]]:
-    """Append "line #k <label>" for all lines in random order to `ids`; returns (index of #k, label token) of each.
+def _recite(
+    rng: random.Random, encoder: PromptEncoder, view: View, verbs: tuple[str, ...], ids: list[int]
+) -> list[tuple[int, int]]:
+    """Append look-ups to `ids`; returns (index, next token) of every answer.
 
-    Looking a line up by its number is what most criteria need; asking for it directly makes the skill form early.
+    For all lines in random order "line #k <its writer> <the next line's writer, or last>", for all verbs "<verb>
+    <writer, or 'or' when several wrote such lines>", and the number of switches. Every kind of sentence is built from
+    these skills; asking for them directly makes them form early.
     """
-    ids += encoder.piece("\n")
-    out = []
-    for k in rng.sample(range(len(view.models)), len(view.models)):
-        ids += encoder.piece(f" line #{k + 1}")
-        (label,) = encoder.piece(f" {LABELS[view.models[k]]}")
-        out.append((len(ids) - 1, label))
-        ids.append(label)
+    out: list[tuple[int, int]] = []
+
+    def say(question: str, *answers: str) -> None:
+        ids.extend(encoder.piece(question))
+        for answer in answers:
+            (token,) = encoder.piece(f" {answer}")
+            out.append((len(ids) - 1, token))
+            ids.append(token)
+
+    labels = [LABELS[m] for m in view.models]
+    ids.extend(encoder.piece("\n"))
+    for k in rng.sample(range(len(labels)), len(labels)):
+        say(f" line #{k + 1}", labels[k], labels[k + 1] if k + 1 < len(labels) else "last")
+    for verb in rng.sample(sorted(set(verbs)), len(set(verbs))):
+        writers = {labels[i] for i, v in enumerate(verbs) if v == verb}
+        say(f" {verb}", "or" if len(writers) > 1 else writers.pop())
+    say(" switches", str(view.switches))
     return out
 
 

@@ -33,7 +33,9 @@ def by_hand(h, rows, w, c, offsets, valence):
         probs.append([x / sum(e) for x in e])
     for a, b in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
         mass = sum(c[a:b].tolist())
-        total = sum(c[m].item() * sum(v * p for v, p in zip(valence.tolist(), probs[m], strict=True)) for m in range(a, b))
+        total = sum(
+            c[m].item() * sum(v * p for v, p in zip(valence.tolist(), probs[m], strict=True)) for m in range(a, b)
+        )
         scores.append(total / mass if mass else 0.0)
     return torch.tensor(probs), torch.tensor(scores)
 
@@ -98,7 +100,9 @@ def test_gradients_match_finite_differences():
 def test_empty(segments):
     offsets = torch.zeros(segments + 1, dtype=torch.int64)
     none = torch.zeros(0)
-    out = judge_score(torch.zeros(0, 8), none.long(), torch.zeros(2, 8), none, offsets, VALENCE, torch.tensor([0, segments]))
+    out = judge_score(
+        torch.zeros(0, 8), none.long(), torch.zeros(2, 8), none, offsets, VALENCE, torch.tensor([0, segments])
+    )
     assert out.probs.shape == (0, 2) and out.scores.tolist() == [0.0] * segments
 
 

@@ -1,4 +1,4 @@
-"""The closed grammar: sentences round-trip, truths match a by-hand reading, checks refuse what is not about the query."""
+"""The closed grammar: sentences round-trip, truths match a by-hand reading, checks know the query."""
 
 from __future__ import annotations
 
@@ -63,7 +63,13 @@ def test_truth(sentence, models, expected):
 
 @pytest.mark.parametrize(
     "sentence",
-    ["", "the large model writes line #02", "the large model writes line 2", "at most two switches", "at most 2 switches."],
+    [
+        "",
+        "the large model writes line #02",
+        "the large model writes line 2",
+        "at most two switches",
+        "at most 2 switches.",
+    ],
 )
 def test_other_sentences_make_no_claim(sentence):
     assert read(sentence) is None
