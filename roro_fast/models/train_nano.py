@@ -54,8 +54,8 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(hidden=24, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate=48, steps=6000),
-    "large": Recipe(hidden=96, layers=2, heads=6, kv_heads=6, head_dim=16, intermediate=256, steps=6000),
+    "small": Recipe(20, 2, heads=2, kv_heads=1, head_dim=16, intermediate=48, steps=8000, lr=0.015, eval_every=500),
+    "large": Recipe(96, 2, heads=6, kv_heads=6, head_dim=16, intermediate=256, steps=4000, lr=0.003, eval_every=250),
 }
 
 

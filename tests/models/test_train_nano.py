@@ -18,7 +18,7 @@ from roro_fast.models.train_nano import RECIPES, Recipe, Trainer, learning_rate,
 from roro_fast.tasks import ledger
 
 TINY = Recipe(
-    hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, intermediate=16, steps=12, batch=4, warmup=3, eval_every=6
+    hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, intermediate=16, steps=12, batch=4, warmup=3, eval_every=1000
 )
 
 
