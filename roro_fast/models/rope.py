@@ -20,6 +20,8 @@ def rope_tables(c: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
     kind = params.get("rope_type", "default")
     if kind not in SUPPORTED:
         raise CheckpointError(f"config.rope_parameters.rope_type: {kind!r} is not supported; use one of {SUPPORTED}")
+    if params.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError("config.rope_parameters.partial_rotary_factor: only 1.0 is supported")
     if kind in ("default", "dynamic"):
         base = params.get("rope_theta", 10000.0)
         inv_freq = 1.0 / base ** (torch.arange(0, c.head_dim, 2, dtype=torch.int64).float() / c.head_dim)
@@ -27,7 +29,10 @@ def rope_tables(c: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
     else:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](c.hf, torch.device("cpu"))
+        try:
+            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](c.hf, torch.device("cpu"))
+        except KeyError as e:
+            raise CheckpointError(f"config.rope_parameters: {kind!r} scaling needs {e.args[0]!r}; add it") from e
     angles = torch.outer(torch.arange(c.max_position).float(), inv_freq.float())
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * scale, angles.sin() * scale

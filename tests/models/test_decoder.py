@@ -111,10 +111,18 @@ def test_rope_scalings_differ(tmp_path: Path) -> None:
             assert not torch.allclose(tables[a], tables[b], atol=1e-2), (a, b)
 
 
-def test_unknown_rope_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "longrope"}, "rope_type.*longrope"),
+        ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}, "factor"),
+    ],
+)
+def test_unsupported_rope_is_refused_by_field(rope: dict[str, Any], message: str) -> None:
     config = llama()
-    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4}
-    with pytest.raises(CheckpointError, match="rope_type.*longrope"):
+    config.rope_parameters = rope | {"rope_theta": 1e4}
+    with pytest.raises(CheckpointError, match=message):
         Decoder(DecoderConfig.from_hf(config))
 
 
