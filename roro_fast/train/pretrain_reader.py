@@ -39,7 +39,7 @@ class Recipe(train_nano.Recipe):
     kv_heads: int = 3
     head_dim: int = 32
     intermediate: int = 256
-    steps: int = 4000
+    steps: int = 2500
     lr: float = 2e-3
     eval_every: int = 500
     read: int = 8

@@ -1,0 +1,68 @@
+"""The Rubricor with a real decoder through the engine: seeded sampling, parsing of what it writes, checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+from roro_fast.rubric.format import InvalidRubric, Rubric
+from roro_fast.rubric.rubricor import Rubricor
+from roro_fast.train.lm import LMTrainer, completion_batch, sft_loss
+from tests.rubric.samples import queries
+from tests.tiny import save_tiny
+
+TEXT = """- [Hard Rule] (timely escalation) the large model writes line #2
+- [Principle] (efficient allocation) at most 2 switches
+- [Principle] (efficient allocation) the large model writes at most 2 lines"""
+PROMPTS = [q.prompt for q in queries(3)]
+
+
+@pytest.fixture(scope="module")
+def rubricor(tmp_path_factory):
+    return Rubricor.load(save_tiny(tmp_path_factory.mktemp("rubricor"), hidden=32))
+
+
+def test_reading_a_completion(rubricor):
+    ids = rubricor.encoder.completion(TEXT)
+    draft = rubricor.read(PROMPTS[0], ids)
+    assert isinstance(draft.rubric, Rubric) and draft.text == TEXT and draft.ids == tuple(ids)
+    cut = rubricor.read(PROMPTS[0], ids[:-1])
+    assert isinstance(cut.rubric, InvalidRubric) and cut.rubric.reason == "unfinished"
+    foreign = rubricor.read(PROMPTS[0], rubricor.encoder.completion(TEXT.replace("line #2", "line #9")))
+    assert isinstance(foreign.rubric, InvalidRubric) and foreign.rubric.reason == "not checkable"
+
+
+def test_an_open_grammar_takes_any_sentence(rubricor):
+    free = Rubricor(rubricor.model, rubricor.tokenizer, closed_grammar=False, max_criteria=3)
+    ids = free.encoder.completion(TEXT.replace("at most 2 switches", "the model is right"))
+    assert isinstance(free.read(PROMPTS[0], ids).rubric, Rubric)
+    four = free.encoder.completion(TEXT + "\n- [Principle] (timely escalation) every model is right")
+    assert free.read(PROMPTS[0], four).rubric.reason == "too many criteria"
+
+
+def test_sampling_is_seeded(rubricor):
+    def ids(**kw):
+        return [[d.ids for d in g] for g in rubricor.write(PROMPTS, n=3, temperature=1.0, max_new_tokens=12, **kw)]
+
+    first = ids(seed=1)
+    assert ids(seed=1) == first and ids(seed=2) != first
+    assert len({tuple(x) for g in first for x in g}) > 3
+    assert all(len(g) == 3 and all(len(x) <= 12 for x in g) for g in first)
+
+
+def test_an_untrained_model_writes_explicitly_invalid_rubrics(rubricor):
+    for (draft,) in rubricor.write(PROMPTS, max_new_tokens=12):
+        assert isinstance(draft.rubric, InvalidRubric) and draft.rubric.reason
+
+
+def test_a_trained_model_writes_the_rubric_it_was_taught(tmp_path):
+    r = Rubricor.load(save_tiny(tmp_path, hidden=64, layers=2))
+    ids, targets = completion_batch(
+        [r.encoder.rubricor(p) for p in PROMPTS], [r.encoder.completion(TEXT)] * 3, r.encoder.eos
+    )
+    with LMTrainer(r.model, 1e-2) as trainer:
+        for _ in range(60):
+            trainer.step(sft_loss(r.model, ids, targets))
+    assert [g[0].text for g in r.write(PROMPTS, max_new_tokens=64)] == [TEXT] * 3
+    r.save(tmp_path / "saved")
+    again = Rubricor.load(tmp_path / "saved")
+    assert again.closed_grammar and again.write(PROMPTS, max_new_tokens=64) == r.write(PROMPTS, max_new_tokens=64)
