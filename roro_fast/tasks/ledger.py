@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from roro_fast.errors import ConfigError
+from roro_fast.errors import ConfigError, DataError
 from roro_fast.tasks.base import SPLITS, Outcome, Query
 
 MODULUS = 100
@@ -53,13 +53,16 @@ KINDS: tuple[Kind, ...] = (
     Kind("swap", ("swaps", "reverses"), None, 1.0, lambda x, _: (x % 10) * 10 + x // 10),
 )
 KIND_OF_VERB = {v: k for k in KINDS for v in k.verbs}
-NAMES = ("Ada", "Bo", "Cleo", "Dev", "Eli", "Fay", "Gus", "Hana", "Ivo", "Jun", "Kai", "Lena", "Mia", "Noor", "Otto", "Pia")
+NAMES = (
+    "Ada", "Bo", "Cleo", "Dev", "Eli", "Fay", "Gus", "Hana", "Ivo", "Jun", "Kai", "Lena", "Mia", "Noor", "Otto", "Pia",
+)  # fmt: skip
 ITEMS = ("coins", "stamps", "beads", "cards", "shells", "tokens", "marbles", "tickets")
 
 _LINE = re.compile(r" ([a-z]+)(?: (\d+))? #(\d+)")
 _START = re.compile(r" starts at (\d+) #0")
-_STEP = re.compile(r"^ ?([a-z]+)(?: (\d+))?: (\d+) gives (\d+) #(\d+)$")
-_TOTAL = re.compile(r"^ ?Total (\d+)$")
+_NUMBER = "(0|[1-9][0-9]{0,3})"  # as the task writes numbers, and never so long that reading one is slow
+_STEP = re.compile(rf" ?([a-z]+(?: [0-9]+)?): {_NUMBER} gives {_NUMBER} #{_NUMBER}")
+_TOTAL = re.compile(rf" ?Total {_NUMBER}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,11 @@ def parse_query(prompt: str) -> tuple[int, list[Line]]:
     """(start, lines) of a prompt made by `render_query`."""
     start = _START.search(prompt)
     if start is None:
-        raise ValueError(f"not a ledger prompt: {prompt[:60]!r}")
+        raise DataError(f"query.prompt: not a ledger prompt: {prompt[:60]!r}; make one with render_query")
     lines = []
     for verb, operand, _ in _LINE.findall(prompt[start.end() :]):
+        if verb not in KIND_OF_VERB:
+            raise DataError(f"query.prompt: unknown ledger verb {verb!r}; choose one of {', '.join(KIND_OF_VERB)}")
         lines.append(Line(KIND_OF_VERB[verb], verb, int(operand or 0)))
     return int(start.group(1)), lines
 
@@ -155,7 +160,7 @@ class Ledger:
             if i < len(lines):
                 right, value = _check_line(text, lines[i], i + 1, value)
             else:
-                total = _TOTAL.match(text)
+                total = _TOTAL.fullmatch(text)
                 right = total is not None and i == len(lines) and int(total.group(1)) == value
                 predicted = total.group(1) if total else predicted
             flags.append(right)
@@ -165,10 +170,9 @@ class Ledger:
 
 def _check_line(text: str, line: Line, number: int, value: int) -> tuple[bool, int]:
     """(is the step right given the running value, the value it wrote)."""
-    m = _STEP.match(text)
+    m = _STEP.fullmatch(text)
     if m is None:
         return False, value
-    verb, operand, before, after, index = m.group(1), int(m.group(2) or 0), int(m.group(3)), int(m.group(4)), int(m.group(5))
-    expected = line.kind.apply(value, line.operand)
-    same = verb == line.verb and operand == line.operand and before == value and index == number
-    return same and after == expected, after
+    before, after, index = int(m.group(2)), int(m.group(3)), int(m.group(4))
+    same = m.group(1) == str(line) and before == value and index == number
+    return same and after == line.kind.apply(value, line.operand), after
