@@ -1,4 +1,4 @@
-"""The router's view of a boundary: a fixed vector of signals, scaled to about [-1, 1]."""
+"""The router's view of a boundary: a fixed vector of signals of about unit scale."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from roro_fast.engine.policy import BoundaryBatch
 SIGNALS = (
     "step_share",  # step index / step cap
     "step_tokens",  # log1p(tokens of the last step) / 5
-    "mean_logprob",  # clipped at -4, / 4
-    "min_logprob",  # clipped at -8, / 8
-    "first_entropy",  # nats, / 4
-    "mean_entropy",  # nats, / 4
+    "mean_conf",  # exp(mean token log-prob)
+    "min_conf",  # exp(least token log-prob): probabilities, since log-probs of 0.99 and 0.5 are too close to tell apart
+    "first_entropy",  # nats
+    "mean_entropy",  # nats
     "run_min_conf",
     "run_prod_conf",
     "large_share",
     "last_small",  # 1 when model 0 wrote the last step
     "last_large",  # 1 when another model did
     "budget",
-    "scout_entropy",  # nats, / 4; 0 without a scout
+    "scout_entropy",  # nats; 0 without a scout
     "scout_maxprob",  # 0 without a scout
 )
 
@@ -30,17 +30,17 @@ def signals(batch: BoundaryBatch) -> torch.Tensor:
     columns = (
         batch.step_index / max(batch.step_cap, 1),
         torch.log1p(batch.step_tokens.float()) / 5,
-        batch.mean_logprob.clamp_min(-4) / 4,
-        batch.min_logprob.clamp_min(-8) / 8,
-        batch.first_entropy / 4,
-        batch.mean_entropy / 4,
+        batch.mean_logprob.exp(),
+        batch.min_logprob.exp(),
+        batch.first_entropy,
+        batch.mean_entropy,
         batch.run_min_conf,
         batch.run_prod_conf,
         batch.large_share,
         (batch.last_model == 0).float(),
         (batch.last_model > 0).float(),
         batch.budget,
-        zeros if batch.scout_entropy is None else batch.scout_entropy / 4,
+        zeros if batch.scout_entropy is None else batch.scout_entropy,
         zeros if batch.scout_maxprob is None else batch.scout_maxprob,
     )
     return torch.stack([c.float() for c in columns], dim=-1)
