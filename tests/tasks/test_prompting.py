@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from roro_fast.errors import ConfigError
+from roro_fast.models import nano_tokenizer
+from roro_fast.tasks.base import Query
+from roro_fast.tasks.ledger import Ledger
+from roro_fast.tasks.prompting import INSTRUCTION, encode_prompt
+
+QUERY = Query("q", "What is 1 + 1?", "2", "gsm8k")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<eos>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A byte-level tokenizer that adds <bos> to everything unless told not to."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tok = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens(["<bos>", "<eos>"])
+    tok.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", tok.token_to_id("<bos>"))])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture
+def chat(plain):
+    tok = PreTrainedTokenizerFast(tokenizer_object=plain.backend_tokenizer, bos_token="<bos>", eos_token="<eos>")
+    tok.chat_template = TEMPLATE
+    return tok
+
+
+def test_ledger_prompts_are_bare(plain, chat, tmp_path):
+    from transformers import AutoTokenizer
+
+    query = Ledger().queries("test", 1)[0]
+    backend = nano_tokenizer.build()
+    want = backend.encode(query.prompt).ids
+    nano_tokenizer.save(tmp_path)
+    nano = AutoTokenizer.from_pretrained(tmp_path)
+    assert (
+        encode_prompt(backend, query)
+        == encode_prompt(nano, query, system="x")
+        == nano(query.prompt)["input_ids"]
+        == want
+    )
+    for tok in (plain, chat):
+        ids = encode_prompt(tok, query, system="be brief", few_shot=[("a", "b")])
+        assert tok.decode(ids) == query.prompt and tok.bos_token_id not in ids
+
+
+def test_plain_text_has_no_special_tokens(plain):
+    ids = encode_prompt(plain, QUERY)
+    assert plain.decode(ids) == f"What is 1 + 1?\n\n{INSTRUCTION}\n\n"
+    assert plain.bos_token_id not in ids
+    assert encode_prompt(plain.backend_tokenizer, QUERY) == ids
+    text = plain.decode(encode_prompt(plain, QUERY, system="S", instruction="", few_shot=[("p", "s")]))
+    assert text == "S\n\np\n\ns\n\nWhat is 1 + 1?\n\n"
+
+
+def test_the_chat_template_is_applied_once(chat):
+    text = chat.decode(encode_prompt(chat, QUERY, instruction=""))
+    assert text == "<|user|>What is 1 + 1?<eos><|assistant|>"
+    ids = encode_prompt(chat, QUERY, system="S", instruction="I", few_shot=[("p", "s")])
+    assert chat.decode(ids) == (
+        "<|system|>S<eos><|user|>p\n\nI<eos><|assistant|>s<eos><|user|>What is 1 + 1?\n\nI<eos><|assistant|>"
+    )
+    assert ids.count(chat.eos_token_id) == 4 and chat.bos_token_id not in ids
+    assert all(type(i) is int for i in ids)
+
+
+def test_a_template_that_refuses_names_the_field(chat):
+    chat.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ConfigError, match="prompt: .*no system role.*drop prompt.system"):
+        encode_prompt(chat, QUERY, system="S")
