@@ -1,0 +1,132 @@
+"""LM training: losses against direct formulas, GRPO's gradient and clipping, exact resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from roro_fast.errors import CheckpointError
+from roro_fast.models.loading import load_decoder
+from roro_fast.train.lm import (
+    IGNORE,
+    LMTrainer,
+    completion_batch,
+    group_advantages,
+    grpo_loss,
+    reference_of,
+    sft_loss,
+    token_logprobs,
+)
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_decoder(save_tiny(tmp_path, hidden=16))
+
+
+def batch():
+    return completion_batch([[5, 6, 7], [8]], [[9, 10, 2], [11, 2]], 0)
+
+
+def test_completion_batch_trains_completions_only():
+    ids, targets = batch()
+    assert ids.tolist() == [[5, 6, 7, 9, 10], [8, 11, 0, 0, 0]]
+    assert targets.tolist() == [[IGNORE, IGNORE, 9, 10, 2], [11, 2, IGNORE, IGNORE, IGNORE]]
+
+
+def test_token_logprobs_match_the_full_softmax(model):
+    ids, targets = batch()
+    full = torch.log_softmax(model.logits(model.dense(ids)) / 0.7, -1)
+    want = [full[0, 2, 9], full[0, 3, 10], full[0, 4, 2], full[1, 0, 11], full[1, 1, 2]]
+    torch.testing.assert_close(token_logprobs(model, ids, targets, 0.7), torch.stack(want))
+    assert sft_loss(model, ids, targets).item() == pytest.approx(-token_logprobs(model, ids, targets).mean().item())
+
+
+def test_sft_learns_and_leaves_the_model_frozen(model):
+    ids, targets = batch()
+    before = sft_loss(model, ids, targets).item()
+    with LMTrainer(model, 1e-2) as trainer:
+        for _ in range(40):
+            trainer.step(sft_loss(model, ids, targets))
+    assert sft_loss(model, ids, targets).item() < 0.3 * before
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_group_advantages():
+    a = group_advantages(torch.tensor([[1.0, -1.0, -1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
+    torch.testing.assert_close(a[0], torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    assert a[1].abs().max() == 0
+
+
+def test_grpo_on_policy_gradient_is_reinforce():
+    logp = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    advantage, weight = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([0.25, 0.25, 0.5])
+    out = grpo_loss(logp, logp.detach(), advantage, weight, kl=0.0)
+    out.loss.backward()
+    torch.testing.assert_close(logp.grad, -advantage * weight)
+    assert out.clipped == 0 and out.kl == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [
+        (1.27, 1.0, True),
+        (1.29, 1.0, False),
+        (0.7, 1.0, True),
+        (0.81, -1.0, True),
+        (0.79, -1.0, False),
+        (1.4, -1.0, True),
+    ],
+)
+def test_grpo_clips_asymmetrically(ratio, advantage, moves):
+    logp = torch.tensor([ratio]).log().requires_grad_()
+    out = grpo_loss(logp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), kl=0.0)
+    out.loss.backward()
+    assert bool(logp.grad.abs() > 0) is moves and (out.clipped > 0) is not moves
+
+
+def test_grpo_kl_pulls_to_the_reference():
+    logp = torch.tensor([-1.0, -3.0], requires_grad=True)
+    ref = torch.tensor([-2.0, -2.0])
+    zero, half = torch.zeros(2), torch.full((2,), 0.5)
+    out = grpo_loss(logp, logp.detach(), zero, half, reference=ref, kl=0.1)
+    d = ref - logp.detach()
+    assert out.kl == pytest.approx((0.5 * (d.exp() - d - 1)).sum().item())
+    out.loss.backward()
+    assert logp.grad[0] > 0 > logp.grad[1]  # descending lowers the first log-prob and raises the second
+
+
+def test_reference_does_not_follow(model):
+    ids, targets = batch()
+    ref = reference_of(model)
+    before = token_logprobs(ref, ids, targets)
+    with LMTrainer(model, 1e-2) as trainer:
+        trainer.step(sft_loss(model, ids, targets))
+    torch.testing.assert_close(token_logprobs(ref, ids, targets), before, rtol=0, atol=0)
+    assert not torch.equal(token_logprobs(model, ids, targets), before)
+
+
+def test_resuming_continues_bit_for_bit(model, tmp_path):
+    ids, targets = batch()
+    path = tmp_path / "state.safetensors"
+    with LMTrainer(model, 1e-2, weight_decay=0.1) as trainer:
+        trainer.step(sft_loss(model, ids, targets))
+        trainer.save(path, {"step": 1})
+        for _ in range(3):
+            trainer.step(sft_loss(model, ids, targets))
+    want = token_logprobs(model, ids, targets)
+    again = load_decoder(save_tiny(tmp_path / "other", hidden=16, seed=9))
+    with LMTrainer(again, 1e-2, weight_decay=0.1) as trainer:
+        assert trainer.load(path) == {"step": 1}
+        for _ in range(3):
+            trainer.step(sft_loss(again, ids, targets))
+    assert torch.equal(token_logprobs(again, ids, targets), want)
+    assert [p.name for p in tmp_path.glob("*.part")] == []
+
+
+def test_a_broken_state_is_named(model, tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="not a usable training state"):
+        LMTrainer(model, 1e-2).load(path)
