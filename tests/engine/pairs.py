@@ -191,7 +191,7 @@ def cached_kv(e: StepEngine, m: int, slot: int) -> torch.Tensor:
 
 
 def check_kv(e: StepEngine) -> int:
-    """Every key and value cached for a running sequence equals a cold prefill's; returns how many tokens were compared."""
+    """Every key and value of a running sequence equals a cold prefill's; returns how many tokens were compared."""
     compared = 0
     for slot in np.nonzero(e.slots.phase != Phase.FREE)[0]:
         ids = e.slots.tokens[slot, : e.slots.length[slot]].tolist()

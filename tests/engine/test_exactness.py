@@ -215,7 +215,7 @@ def test_planned_switches_at_every_token() -> None:
 
 
 def test_different_dtypes_share_an_arena() -> None:
-    """Bits that one model leaves behind may be NaN to another: memory that moves must not be read before it is written."""
+    """Bits that one model leaves behind may be NaN to another: never read memory before it is written."""
     models = [copy.deepcopy(pairs.model_pair(0)[1]).bfloat16(), pairs.model_pair(1)[1]]
     e = engine(models, max_num_seqs=3, kv_bytes=72_000, page_size=4)
     for t in run(e, requests(15), Drawn("next", True)).values():
