@@ -20,6 +20,7 @@ from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.rubric.seeds import group_by_query, seed_rubrics
 from roro_fast.train import judge_training, rubricor_training
 from roro_fast.train.judge_training import truths
+from roro_fast.train.lm import rounded
 
 STATE = "alternation.json"
 Log = Callable[[dict[str, Any]], None]
@@ -103,8 +104,8 @@ def _warm_up(
     prompts = {p.query_id: p.prompt for p in train}
     return {
         "seed_rubrics": len(seeds),
-        "rubricor_sft_loss": round(rubricor_training.warm_up(rubricor, prompts, seeds, config, seed), 5),
-        "judge_sft_loss": round(judge_training.warm_up(judge, train, seeds, config, seed), 5),
+        "rubricor_sft_loss": rounded(rubricor_training.warm_up(rubricor, prompts, seeds, config, seed)),
+        "judge_sft_loss": rounded(judge_training.warm_up(judge, train, seeds, config, seed)),
     }
 
 

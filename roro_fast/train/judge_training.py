@@ -15,7 +15,7 @@ from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.grammar import read, truth, verbs_of
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
-from roro_fast.train.lm import LMTrainer, group_advantages, grpo_loss, reference_of
+from roro_fast.train.lm import LMTrainer, group_advantages, grpo_loss, reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class JudgePhase:
     malformed: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: round(getattr(self, k), 5) for k in ("reward", "informative", "kl", "malformed")}
+        return {k: rounded(getattr(self, k)) for k in ("reward", "informative", "kl", "malformed")}
 
 
 def train_judge(

@@ -74,6 +74,11 @@ class LMTrainer:
         return meta
 
 
+def rounded(value: float) -> float | None:
+    """For logs: 5 decimals, None where there was nothing to measure (NaN is no JSON)."""
+    return None if value != value else round(value, 5)
+
+
 def reference_of(model: Decoder) -> Decoder:
     """A frozen copy."""
     return copy.deepcopy(model).eval().requires_grad_(False)

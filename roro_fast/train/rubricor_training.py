@@ -22,6 +22,7 @@ from roro_fast.train.lm import (
     group_advantages,
     grpo_loss,
     reference_of,
+    rounded,
     sft_loss,
     token_logprobs,
 )
@@ -60,7 +61,7 @@ class RubricorPhase:
     criteria: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: round(getattr(self, k), 5) for k in ("reward", "informative", "kl", "malformed", "criteria")}
+        return {k: rounded(getattr(self, k)) for k in ("reward", "informative", "kl", "malformed", "criteria")}
 
 
 def train_rubricor(
