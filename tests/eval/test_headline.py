@@ -21,7 +21,9 @@ def test_a_clear_win_is_said_with_its_numbers():
     need = e.estimate("roro", "flops_at_98")
     spoken = [write(1 - v, "share").replace("\u00a0", " ") for v in (need.mean, need.hi, need.lo)]
     assert f"RoRo keeps 98 % of the large model's accuracy and saves {spoken[0]} of its FLOPs" in text
-    assert f"(95 % interval {spoken[1]} to {spoken[2]})" in text
+    first, total = headline(e.summary())[:2]
+    assert f"(95 % interval {spoken[1]} to {spoken[2]})" in first.replace("\u00a0", " ")
+    assert total.startswith("Counting every forward pass") and "it saves" in total
     assert "large model alone answers 90.0 % correctly, the small one 50.0 %" in text
     assert "It is better than confidence threshold" in text
 

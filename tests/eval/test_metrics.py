@@ -69,6 +69,12 @@ def test_costs_are_ratios_of_means_over_queries_not_means_of_ratios():
     assert v["generated"].mean == pytest.approx(220 / 400)
 
 
+def test_large_token_share_is_of_what_all_large_writes():
+    r = replace(point("roro", [1, 1], 0.5, large=0.5), tokens=np.array([40.0, 40.0]))
+    v = Evaluation([*anchors(2), r], resamples=5).summary().arm("roro").points[0].values
+    assert v["large_share"].mean == pytest.approx(0.5)
+
+
 def test_a_router_equal_to_a_coin_toss_has_area_one_half():
     n = 400
     p = [point("random", right(0.5 + 0.4 * k, n), 0.1 + 0.9 * k, knob=k) for k in (0.25, 0.5, 0.75)]

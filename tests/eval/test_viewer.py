@@ -13,12 +13,15 @@ QUERY = Ledger().queries("test", 1)[0]
 
 def test_steps_carry_writer_cost_decision_and_verdict():
     t = trajectory(QUERY, "roro", [0, 1], slip=1)
+    t.decisions[0].probs = [0.1, 0.9]
+    assert t.decisions[0].action == 0
     v = view_trajectory(t, query=QUERY.prompt, flops_per_token=[10.0, 100.0], large_flops=2 * t.cost.generated_flops)
     assert [s.model for s in v.steps] == t.models
     assert [s.text for s in v.steps] == t.step_texts
     for s, step, d in zip(v.steps, t.steps, t.decisions, strict=True):
         assert s.flops == (s.tokens * (10 if s.model == 0 else 100))
-        assert s.probability == d.probs[d.action] and s.confidence == math.exp(step.mean_logprob)
+        assert s.probability == d.probs[d.action]
+        assert s.confidence == math.exp(step.mean_logprob)
     assert [s.correct for s in v.steps][:3] == [True, False, True]
     assert v.flops_share == pytest.approx(0.5)
     assert not v.correct and not any(s.rejected for s in v.steps)
