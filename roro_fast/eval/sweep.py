@@ -86,15 +86,15 @@ def learned_settings(policy: PolicyNetwork, biases: Iterable[float]) -> list[Set
 def at_bias(policy: PolicyNetwork, bias: float, temperature: float = 0.0) -> PolicyNetwork:
     """A view of `policy` that shares its weights and decides with this bias and temperature."""
     view = PolicyNetwork(policy.config, temperature=temperature, bias=bias)
-    for name, p in policy.named_parameters():
-        setattr(view, name, p)
+    for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
+        setattr(view, name, tensor)
     return view
 
 
 def calibrate(
     policy: PolicyNetwork, runner: Runner, all_large: dict[str, float], budgets: Sequence[float], points: int = 9
 ) -> list[tuple[float, float]]:
-    """Fit `policy.config.calibration` on the runner's (calibration) queries; returns the measured (bias, cost) sweep."""
+    """Fit `policy.config.calibration` on the runner's queries; returns the measured (bias, cost share) sweep."""
 
     def rolled(bias: float) -> list[Trajectory]:
         return runner.trajectories(at_bias(policy, bias), "calibrate")

@@ -55,12 +55,13 @@ def router_score(
     return out
 
 
+def rms_norm(h: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) if h.shape[-1] else h
+
+
 def logits_of(hidden: torch.Tensor, signals: torch.Tensor, w: RouterWeights, eps: float = 1e-6) -> torch.Tensor:
     """Action logits [N, K] with autograd: the differentiable part that training shares with the reference."""
-    h = hidden.float()
-    if h.shape[-1]:
-        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.norm.float()
-    x = torch.cat((h, signals.float()), -1)
+    x = torch.cat((rms_norm(hidden.float(), eps) * w.norm.float(), signals.float()), -1)
     return F.linear(F.silu(F.linear(x, w.w1.float(), w.b1.float())), w.w2.float(), w.b2.float())
 
 

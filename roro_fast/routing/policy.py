@@ -15,7 +15,7 @@ from torch import nn
 
 from roro_fast.engine.policy import BoundaryBatch, Decisions
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.ops.router_score import RouterWeights, logits_of, router_score
+from roro_fast.ops.router_score import RouterWeights, logits_of, rms_norm, router_score
 from roro_fast.routing.state import SIGNALS, signals
 
 MODEL_TYPE = "roro_router"
@@ -37,8 +37,8 @@ class PolicyConfig:
 class PolicyNetwork(nn.Module):
     """Routing policy pi(model | boundary). `decide` serves the engine, `logits` trains.
 
-    `temperature` 0 takes the most likely action, 1 samples from the policy with the batch's uniforms. `bias` is added to
-    the logit of model 0: positive is cheaper. With a calibration, a request's budget below 1 sets its own bias.
+    `temperature` 0 takes the most likely action, 1 samples from the policy with the batch's uniforms. `bias` is added
+    to the logit of model 0: positive is cheaper. With a calibration, a request's budget below 1 sets its own bias.
     """
 
     name = "router"
@@ -56,6 +56,8 @@ class PolicyNetwork(nn.Module):
         # Zero output weights: an untrained router is a fair coin, which is what exploration wants.
         self.w2 = nn.Parameter(torch.zeros(config.num_models, config.width))
         self.b2 = nn.Parameter(torch.zeros(config.num_models))
+        self.register_buffer("shift", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
 
     @property
     def action_space(self) -> str:
@@ -67,7 +69,17 @@ class PolicyNetwork(nn.Module):
 
     @property
     def weights(self) -> RouterWeights:
-        return RouterWeights(self.norm, self.w1, self.b1, self.w2, self.b2)
+        """What `router_score` takes: the input standardisation is folded into the first layer."""
+        w1 = self.w1 / self.scale
+        return RouterWeights(self.norm, w1, self.b1 - w1 @ self.shift, self.w2, self.b2)
+
+    @torch.no_grad()
+    def standardize(self, features: torch.Tensor) -> None:
+        """Set the input standardisation from sample features [D, H + S]; constant inputs are left out."""
+        h = self.config.hidden_size
+        x = torch.cat((rms_norm(features[:, :h].float()), features[:, h:].float()), -1)
+        std, self.shift = torch.std_mean(x, 0, correction=0)
+        self.scale = torch.where(std > 1e-4, std, torch.full_like(std, 1e6))
 
     def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""

@@ -89,6 +89,8 @@ class RouterTrainer:
     def train_step(self) -> dict[str, float]:
         """One round of rollouts and updates; returns the metrics of the round."""
         trajectories = self.rollouts(self._requests())
+        if self.step == 0:
+            self.policy.standardize(torch.tensor([d.features for t in trajectories for d in t.decisions]))
         process = np.zeros(len(trajectories)) if self.process is None else self.process.score(trajectories)
         c = self.config
         rewards = combine(trajectories, self.all_large, c.lambda_cost, c.beta, process)
