@@ -149,6 +149,42 @@ def train(
     _execute("outcome_only", config, run, overrides, redo, show=("rubric", "router", "outcome_only"))
 
 
+@app.command("eval")
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """Calibrate the routers and measure every arm on the test split; trains first where that is not done."""
+    _execute("evaluate", config, run, overrides, redo)
+
+
+@app.command()
+def report(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """Write report.html; evaluates first where that is not done."""
+    _execute("report", config, run, overrides, redo, show=("evaluate",))
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    run: RunOption = None,
+    resume: ResumeOption = True,
+    redo: RedoOption = None,
+) -> None:
+    """The whole loop on the packaged models: rollouts, pairs, Rubricor and Judge, router, frontier, report."""
+    _execute("report", config, run, overrides, redo, show=("rubric", "evaluate"))
+
+
 def _execute(
     last: str,
     config: str,
@@ -165,3 +201,5 @@ def _execute(
         if stage in summaries:
             cli_tables.show(console, stage, summaries[stage])
     console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
+    if "report" in summaries:
+        console.print(f"report: {directory.path / 'report.html'}", highlight=False, soft_wrap=True)

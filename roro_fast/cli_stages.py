@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from roro_fast.cli_ui import duration, stage_view
 from roro_fast.config import Config
 from roro_fast.errors import ConfigError
+from roro_fast.eval import report_stage
+from roro_fast.eval import stages as eval_stages
 from roro_fast.runs import RunDirectory
 from roro_fast.train import pipeline, router_stage, rubric_stage
 from roro_fast.train.context import Context
@@ -78,6 +81,13 @@ STAGES = (
         _router_files(router_stage.OUTCOME_ONLY),
         lambda config: router_stage.OUTCOME_ONLY in config.eval.arms,
     ),
+    Stage(
+        "evaluate",
+        eval_stages.evaluate,
+        ("task.n_calibrate", "task.n_test", "engine.temperature", "calibrate", "eval"),
+        (eval_stages.FOLDER, eval_stages.SUMMARY),
+    ),
+    Stage("report", report_stage.report, (), (report_stage.REPORT, report_stage.DATA)),
 )
 NAMES = tuple(s.name for s in STAGES)
 
@@ -93,6 +103,8 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
     with run:
         if redo:
             _forget_from(run, min(NAMES.index(n) for n in redo))
+        if run.config.run.threads:
+            torch.set_num_threads(run.config.run.threads)
         bench = Workbench(run.config)
         summaries: dict[str, dict[str, Any]] = {}
         for i, stage in enumerate(STAGES[: NAMES.index(last) + 1]):

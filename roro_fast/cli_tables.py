@@ -59,12 +59,35 @@ def router(summary: Summary) -> Table:
     return table(f"{arm} at its last training step", ("", "mean"), rows)
 
 
+def evaluate(summary: Summary) -> Table:
+    def write(estimate: Summary | None, scale: float, unit: str) -> str:
+        if estimate is None or estimate["mean"] is None:
+            return "-"
+        mean, lo, hi = (estimate[k] for k in ("mean", "lo", "hi"))
+        span = "" if lo is None or hi is None else f" [{scale * lo:.3g}, {scale * hi:.3g}]"
+        return f"{scale * mean:.3g}{unit}{span}"
+
+    rows = []
+    for name, m in summary["arms"].items():
+        rows.append(
+            (
+                name,
+                write(m.get("area"), 1, ""),
+                write(m.get("acc_at_60") or m.get("accuracy"), 100, "%"),
+                write(m.get("flops_at_98"), 100, "%"),
+            )
+        )
+    title = f"frontier on {summary['queries']} test queries, 95 % intervals (anchors: plain accuracy)"
+    return table(title, ("arm", "area", "acc @ 60% FLOPs", "FLOPs @ 98% acc"), rows)
+
+
 TABLES: dict[str, Callable[[Summary], Table]] = {
     "collect": collect,
     "pairs": pairs,
     "rubric": rubric,
     "router": router,
     "outcome_only": router,
+    "evaluate": evaluate,
 }
 
 

@@ -24,7 +24,7 @@ _LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal 
 
 def show(name: str, value: float) -> str:
     """A figure in the form people read: accuracies in per cent, rates without decimals."""
-    if name.startswith(("acc", "share")) or name.endswith(("accuracy", "share")):
+    if name.endswith(("accuracy", "share")) or name == "outcome":
         return f"{100 * value:.1f}%"
     if name == "tok_s":
         return f"{value:,.0f} tok/s"

@@ -50,16 +50,21 @@ def positive(value: float, key: str) -> None:
 
 @dataclass
 class RunConfig:
-    """Where results go (`dir`/`name`) and the one seed everything else is derived from."""
+    """Where results go (`dir`/`name`) and the one seed everything else is derived from.
+
+    `threads` is the number of CPU threads, 0 for torch's choice: models as small as the nano pair run fastest on one.
+    """
 
     name: str = "nano"
     dir: str = "runs"
     seed: int = 0
+    threads: int = 0
 
     def __post_init__(self) -> None:
         require(bool(self.name) and self.name not in (".", ".."), "run.name", "is empty; give the run a name")
         require("/" not in self.name, "run.name", f"{self.name!r} holds a '/'; put folders in run.dir")
         at_least(self.seed, 0, "run.seed")
+        at_least(self.threads, 0, "run.threads")
 
     @property
     def path(self) -> Path:
@@ -315,16 +320,25 @@ class CalibrateConfig:
 
 @dataclass
 class EvalConfig:
-    """Arms and budgets of the frontier, and the bootstrap resamples behind its intervals."""
+    """Arms and budgets of the frontier, and the bootstrap resamples behind its intervals.
+
+    `n_view` test queries are kept answer by answer for the report's viewer.
+    """
 
     arms: list[str] = field(
         default_factory=lambda: ["all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro"]
     )
-    budgets: list[float] = field(default_factory=lambda: [0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    budgets: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     n_boot: int = 1000
+    n_view: int = 12
 
     def __post_init__(self) -> None:
         choose_all(self.arms, "eval.arms", EVAL_ARMS)
+        for anchor in ("all_small", "all_large"):
+            require(
+                anchor in self.arms, "eval.arms", f"lacks {anchor!r}, which every frontier is measured against; add it"
+            )
+        at_least(self.n_view, 0, "eval.n_view")
         check_budgets(self.budgets, "eval.budgets")
         at_least(self.n_boot, 1, "eval.n_boot")
 

@@ -57,8 +57,13 @@ class RoutingPolicy(Protocol):
     `action_space` is "next" or "regenerate". `needs_scout` asks for scout statistics and hidden states.
     """
 
-    name: str
-    action_space: str
-    needs_scout: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def action_space(self) -> str: ...
+
+    @property
+    def needs_scout(self) -> bool: ...
 
     def decide(self, batch: BoundaryBatch) -> Decisions: ...

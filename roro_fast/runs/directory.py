@@ -20,7 +20,7 @@ from roro_fast.runs.meta import provenance
 from roro_fast.runs.store import JsonlStore, Record, trajectory_key
 
 # Keys that may change between sessions without changing any result.
-_FREE = ("run.name", "run.dir")
+_FREE = ("run.name", "run.dir", "run.threads")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def roll_out(
         if (t.query_id, t.arm, t.sample, t.seed) in wanted:
             stats.add(t, new=False)
     todo = [r for r in requests if _key(r) not in store]
-    if stats.trajectories:
+    if todo and stats.trajectories:
         progress(stats.trajectories, total, accuracy=stats.accuracy)
     before, start = stats.seconds, time.perf_counter()
     with store:
