@@ -7,7 +7,7 @@ import pytest
 from roro_fast.errors import ConfigError
 from roro_fast.tasks import checkers
 from roro_fast.tasks.base import SPLITS
-from roro_fast.tasks.gym import Gym, names
+from roro_fast.tasks.gym import CHUNK, Gym, names
 
 pytest.importorskip("reasoning_gym")
 
@@ -34,6 +34,15 @@ def test_splits_share_no_question():
     prompts = {s: {q.prompt for q in task.queries(s, 12)} for s in SPLITS}
     assert all(len(v) == 12 for v in prompts.values())
     assert len(set().union(*prompts.values())) == 36
+
+
+def test_no_generator_seed_is_used_twice():
+    """Item i of a reasoning-gym data set is made from seed + i, whatever the data set it belongs to."""
+    task = Gym("chain_sum")
+    chunks = {s: {q.meta["seed"] for q in task.queries(s, 300)} for s in SPLITS}
+    starts = sorted(start for split in chunks.values() for start in split)
+    assert all(len(c) > 1 for c in chunks.values())
+    assert all(b - a >= CHUNK for a, b in zip(starts, starts[1:], strict=False))
 
 
 def test_queries_are_deterministic_prefixes(gsm):

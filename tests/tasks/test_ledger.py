@@ -129,6 +129,7 @@ def test_the_worked_example(query):
         (0, " earns 5: 37 gives " + "9" * 5000 + " #1\n\n"),
         (0, "\n\n"),
         (0, ""),
+        (1, " banks 48: 24 gives 90 #2\n\n"),  # a miscopied value, with the result of the right one
         (1, " banks 48: 42 gives 80 #2\n\n"),  # a forgotten carry
         (2, " swaps 0: 90 gives 9 #3\n\n"),  # an operand the line does not have
         (2, " swaps: 90 gives 90 #3\n\n"),
