@@ -131,7 +131,7 @@ def test_forks_under_pressure() -> None:
 def test_a_full_sequence_can_still_copy_a_page_that_only_the_cache_shares() -> None:
     """The arena holds exactly this sequence; its last page is also in the prefix cache and must be written again."""
     rows = [Request(prompt(i, 12), max_new_tokens=4, tag={"id": i}) for i in range(9)]
-    want = next(t for t in run(engine(), rows).values() if len(t.token_ids) == 4)
+    want = next(t for t in run(engine(pool(1)), rows).values() if len(t.token_ids) == 4)
     e = tight(1, 16, 4, max_num_seqs=1)
     e.add(rows[want.meta["id"]])
     e.step(), e.step()
