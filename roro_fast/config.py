@@ -277,7 +277,7 @@ class RouterConfig:
     entropy: float = 0.01
     kl: float = 0.0
     temperature: float = 0.0
-    checkpoint_every: int = 10
+    checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
         choose(self.action_space, "router.action_space", ACTION_SPACES)
