@@ -437,6 +437,8 @@ class StepEngine:
         One forward pass per batch, only the K label rows of the head are multiplied. Raises ConfigError for a row
         outside its prompt.
         """
+        if not 0 <= model < self.num_models:
+            raise ConfigError(f"model: {model} is not in the pool of {self.num_models}")
         return score_prompts(self.models[model], prompts, rows, label_ids, self.max_batch_tokens)
 
     def update_weights(self, model: int) -> None:
