@@ -172,7 +172,7 @@ _BACKENDS: dict[str, Callable[[], tuple[bool, str]]] = {
 
 def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
     """Can these models be one pool: configs, weights present, tokenizer shared, delimiter, context, FLOPs ratio."""
-    from roro_fast.models.delimiter import delimiter_ids
+    from roro_fast.models.delimiter import StepBoundary
     from roro_fast.models.loading import load_config
     from roro_fast.train.setup import fingerprint, load_tokenizer, resolve_model
 
@@ -193,8 +193,11 @@ def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
         detail += f", {c.forward_flops(1, 1):.3g} FLOPs/token" + ("" if weights else "; no safetensors weights")
         yield Finding("models", name, "ok" if weights else "fault", detail)
         try:
-            ids = delimiter_ids(tokenizer, delimiter)
-            yield Finding("models", f"{name} delimiter", "ok", f"{delimiter!r} is closed by {len(ids)} token(s)")
+            ends = StepBoundary(tokenizer, delimiter)
+            alone = int((ends.table[0] == ends.closed).sum())
+            yield Finding(
+                "models", f"{name} delimiter", "ok", f"{delimiter!r}: {alone} token(s) end a step by themselves"
+            )
         except RoroError as e:
             yield Finding("models", f"{name} delimiter", "fault", str(e))
     if len(names) < 2:

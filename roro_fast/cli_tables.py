@@ -25,6 +25,8 @@ def collect(summary: Summary) -> Table:
         cost = percent(a["generated_flops"] / large) if large else f"{a['generated_flops']:.3g}"
         rows.append((name, a["trajectories"], percent(a["accuracy"]), cost, f"{a['tokens']:.0f}"))
     finish = ", ".join(f"{k} {v}" for k, v in summary["finish"].items())
+    if summary["skipped_rows"]:
+        finish += f"; {len(summary['skipped_rows'])} malformed rows skipped, first: {summary['skipped_rows'][0]}"
     title = f"{summary['trajectories']} trajectories, {summary['tokens']:,} tokens (finished by {finish})"
     cost = "cost / all-large" if large else "FLOPs"
     return table(title, ("arm", "trajectories", "accuracy", cost, "tokens each"), rows)

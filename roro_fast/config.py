@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roro_fast.errors import ConfigError
+from roro_fast.tasks.base import SPLITS
+from roro_fast.tasks.prompting import INSTRUCTION
 
 DTYPES = ("float32", "bfloat16", "float16")
 ACTION_SPACES = ("next", "regenerate")
@@ -73,21 +75,30 @@ class RunConfig:
 
 @dataclass
 class TaskConfig:
-    """The source of queries. `path` is the file of a benchmark task; `seed` selects the drawn queries."""
+    """The source of queries: a task by name, or the path of a JSONL file of {id, problem, answer}.
+
+    `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty leaves it
+    to the task. `strict` refuses a malformed row instead of counting it. `system` (empty: the template's own) and
+    `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked.
+    """
 
     name: str = "ledger"
-    path: str = ""
     n_train: int = 1000
     n_calibrate: int = 100
     n_test: int = 200
     seed: int = 0
-    chat_template: bool = False
+    split_by: str = ""
+    strict: bool = False
+    timeout: float = 2.0
+    system: str = ""
+    instruction: str = INSTRUCTION
 
     def __post_init__(self) -> None:
         require(bool(self.name), "task.name", "is empty; try 'ledger'")
         for key in ("n_train", "n_calibrate", "n_test"):
             at_least(getattr(self, key), 1, f"task.{key}")
         at_least(self.seed, 0, "task.seed")
+        positive(self.timeout, "task.timeout")
 
 
 @dataclass
@@ -158,11 +169,12 @@ class EngineConfig:
 
 @dataclass
 class CollectConfig:
-    """Which arms roll out how many samples of the first `n_queries` training queries."""
+    """Which arms roll out how many samples of the first `n_queries` queries of `split`."""
 
     arms: list[str] = field(
         default_factory=lambda: ["all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical"]
     )
+    split: str = "train"
     samples: int = 1
     n_queries: int = 200
     thresholds: list[float] = field(default_factory=lambda: [0.7, 0.9, 0.97])
@@ -170,6 +182,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         choose_all(self.arms, "collect.arms", COLLECT_ARMS)
+        choose(self.split, "collect.split", SPLITS)
         at_least(self.samples, 1, "collect.samples")
         at_least(self.n_queries, 1, "collect.n_queries")
         at_least(self.temperature, 0.0, "collect.temperature")

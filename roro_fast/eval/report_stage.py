@@ -182,6 +182,9 @@ def notes(run: RunDirectory) -> list[str]:
             out.append(
                 f"{refused} of {s['trajectories']} collected answers were refused (prompt longer than the context)."
             )
+        if s.get("skipped_rows"):
+            rows = s["skipped_rows"]
+            out.append(f"{len(rows)} malformed rows of the data were skipped; the first: {rows[0]}.")
         if s.get("malformed"):
             out.append(
                 f"{s['malformed']} of {s['malformed'] + s['rubrics']} rubrics were malformed; they scored nothing."

@@ -21,7 +21,7 @@ PAIRS = "pairs.jsonl"
 def collect(ctx: Context) -> dict[str, Any]:
     """Roll out all collection arms over the first training queries, in two waves; resumes where the store stops."""
     c = ctx.config.collect
-    queries = ctx.prompts("train", c.n_queries)
+    queries = ctx.prompts(c.split, c.n_queries)
     limits = ctx.limits(c.temperature)
     num_models = len(ctx.bench.models)
     policy = _trained_policy(ctx) if "policy" in c.arms else None
@@ -55,7 +55,7 @@ def collect(ctx: Context) -> dict[str, Any]:
             )
         )
         roll_out(ctx.bench.engine, ctx.bench.task, second, store, stats=stats, total=total, progress=ctx.progress)
-    return stats.to_dict()
+    return {**stats.to_dict(), "skipped_rows": list(getattr(ctx.bench.task, "skipped", ()))}
 
 
 def _trained_policy(ctx: Context) -> Any:
@@ -67,7 +67,7 @@ def _trained_policy(ctx: Context) -> Any:
 
 def pairs(ctx: Context) -> dict[str, Any]:
     """Build preference pairs from what was collected and write them to `pairs.jsonl`."""
-    queries = {q.id: q for q in ctx.bench.queries("train", ctx.config.collect.n_queries)}
+    queries = {q.id: q for q in ctx.bench.queries(ctx.config.collect.split, ctx.config.collect.n_queries)}
     rolled = [t for t in stored(collected(ctx.run)) if t.finish_reason != "refused"]
     found, stats = build_pairs(queries, rolled, ctx.pool(), ctx.config.pairs, seed=ctx.config.run.seed)
     save_pairs(found, ctx.run.path / PAIRS)

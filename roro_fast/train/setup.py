@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-from roro_fast.config import Config, EngineConfig, ModelsConfig, require
+from roro_fast.config import Config, EngineConfig, ModelsConfig
 from roro_fast.engine import StepEngine
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models import smol
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.delimiter import delimiter_ids
+from roro_fast.models.delimiter import StepBoundary
 from roro_fast.models.loading import load_decoder
+from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
+from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
+from roro_fast.tasks.prompting import encode_prompt
 
 PACKAGED = ("nano/small", "nano/large", "nano/reader")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -110,9 +113,14 @@ def check_context(models: list[Decoder], engine: EngineConfig, labels: list[str]
 
 
 def load_task(config: Config) -> Task:
-    """The task named by the config."""
-    require(config.task.name == Ledger.name, "task.name", f"{config.task.name!r} is unknown; use {Ledger.name!r}")
-    return Ledger()
+    """The task named by the config, with those of its options that the kind of task knows."""
+    t = config.task
+    options: dict[str, Any] = {}
+    if t.name != Ledger.name:
+        options = {"timeout": t.timeout}
+        if not t.name.startswith(PREFIX):
+            options |= {"strict": t.strict} | ({"split_by": t.split_by} if t.split_by else {})
+    return registry.load_task(t.name, **options)
 
 
 @dataclass
@@ -128,7 +136,7 @@ class Workbench:
     @cached_property
     def pool(self) -> tuple[list[Decoder], Any]:
         models, tokenizer = load_pool(self.config.models)
-        delimiter_ids(tokenizer, self.config.engine.delimiter)
+        StepBoundary(tokenizer, self.config.engine.delimiter)
         check_context(models, self.config.engine, self.config.models.labels)
         return models, tokenizer
 
@@ -161,15 +169,9 @@ class Workbench:
         return found
 
     def encode(self, query: Query) -> list[int]:
-        """Prompt ids of a query, the chat template applied once when `task.chat_template` asks for it.
+        """Prompt ids of a query, the tokenizer's chat template applied once.
 
         A prompt longer than the context is the engine's to refuse, so that a long run can count it and go on.
         """
-        if not self.config.task.chat_template:
-            ids = self.tokenizer(query.prompt).input_ids
-        else:
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise ConfigError("task.chat_template: this tokenizer has no chat template; set it to false")
-            message = [{"role": "user", "content": query.prompt}]
-            ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-        return list(ids)
+        t = self.config.task
+        return encode_prompt(self.tokenizer, query, system=t.system or None, instruction=t.instruction)

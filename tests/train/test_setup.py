@@ -58,7 +58,7 @@ def test_different_tokenizers_are_refused_naming_both(tmp_path, pair):
         (["engine.max_new_tokens=512"], ConfigError, ["engine.max_new_tokens", "'small'", "512"]),
         (['engine.delimiter="@@"'], ConfigError, ["engine.delimiter", "@@"]),
         (["models.device=gpu9"], ConfigError, ["models.device", "gpu9"]),
-        (["task.chat_template=true"], ConfigError, ["task.chat_template", "no chat template"]),
+        (["task.name=gsm8k", "task.split_by=moon"], ConfigError, ["split_by"]),
     ],
 )
 def test_bad_set_up_is_one_clear_error(tmp_path, pair, change, error, words):
@@ -70,7 +70,7 @@ def test_bad_set_up_is_one_clear_error(tmp_path, pair, change, error, words):
 
 
 def test_unknown_task_is_refused():
-    with pytest.raises(ConfigError, match=r"task\.name: 'chess'"):
+    with pytest.raises(ConfigError, match=r"task\.name: unknown task 'chess'"):
         load_task(load_config("nano", ["task.name=chess"]))
 
 
