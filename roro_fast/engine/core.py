@@ -363,7 +363,10 @@ class StepEngine:
             assert policy is not None
             scout = None if hidden is None else hidden[torch.from_numpy(mine).to(hidden.device)]
             batch = boundary.build(slots, group, self.num_models, scout, self._decode)
-            actions = boundary.record(slots, group, policy.decide(batch), policy, self.num_models)
+            start = time.perf_counter()
+            decided = policy.decide(batch)
+            slots.routing_seconds[group] += (time.perf_counter() - start) / len(group)
+            actions = boundary.record(slots, group, decided, policy, self.num_models)
             for s, action in zip(group.tolist(), actions.tolist(), strict=True):
                 self._apply(s, action)
 

@@ -26,6 +26,8 @@ def cost_of(slots: Slots, s: int, models: list[Decoder], seconds: float) -> Cost
         generated_tokens=slots.written[:, s].tolist(),
         forward_tokens=slots.forward_tokens[:, s].tolist(),
         discarded_tokens=int(slots.discarded[s]),
+        cached_tokens=int(slots.cached[s]),
+        routing_seconds=float(slots.routing_seconds[s]),
     )
 
 

@@ -65,6 +65,8 @@ class Memory:
                     continue
                 leading.add(chain[len(hits)])
             kv.attach_prefix(m, s, chain, hits)
+            if hits and not slots.forward_tokens[m, s]:
+                slots.charge_cached(m, s, len(hits) * kv.page_size)
             keys[s] = chain
         return (rows[~np.isin(rows, list(wait))] if wait else rows), keys
 

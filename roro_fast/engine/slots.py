@@ -47,7 +47,8 @@ class Slots:
         self.written = np.zeros((num_models, n), np.int64)  # kept tokens per writer
         self.forward_tokens = np.zeros((num_models, n), np.int64)
         self.forward_pairs = np.zeros((num_models, n))  # (query, key) pairs attended, for FLOPs
-        self.discarded = np.zeros(n, np.int64)
+        self.discarded, self.cached = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self.routing_seconds = np.zeros(n)
         self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far
         self.rewrites = np.zeros(n, np.int64)  # drafts thrown away so far: a rewrite must not reuse a draft's uniforms
         self.request: list[Request | None] = [None] * n
@@ -71,6 +72,7 @@ class Slots:
         self.route_key[s] = stream_key(r.seed, r.sample, prompt, 1)
         for a in (self.written, self.forward_tokens, self.forward_pairs):
             a[:, s] = 0
+        self.cached[s] = self.routing_seconds[s] = 0
         self.discarded[s] = self.draws[s] = self.rewrites[s] = 0
         self.run_min_conf[s] = self.run_prod_conf[s] = 1.0
         self.step_index[s] = 0
@@ -88,6 +90,12 @@ class Slots:
             self.phase[s] = Phase.WRITE
         else:
             self.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
+
+    def charge_cached(self, m: int, s: int, n: int) -> None:
+        """Count a shared prefix of n tokens as run: a cost must not depend on who else is in the batch."""
+        self.cached[s] += n
+        self.forward_tokens[m, s] += n
+        self.forward_pairs[m, s] += n * (n + 1) / 2
 
     def begin_step(self, s: int) -> None:
         self.step_start[s] = self.length[s]

@@ -46,7 +46,8 @@ class Cost:
     """Three honest counts of one trajectory (method.md section 2).
 
     generated_flops: 2N per token kept in the final answer (the papers' count).
-    total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included.
+    total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens that
+        came from the prefix cache count as if run alone (`cached_tokens` of them), so that a cost is the answer's own.
     seconds: wall clock from admission to finish.
     """
 
@@ -56,6 +57,8 @@ class Cost:
     generated_tokens: list[int] = field(default_factory=list)  # kept tokens per model
     forward_tokens: list[int] = field(default_factory=list)  # tokens run through each model
     discarded_tokens: int = 0
+    cached_tokens: int = 0
+    routing_seconds: float = 0.0  # share of the policy's wall clock in this answer's decisions
 
 
 @dataclass(slots=True)

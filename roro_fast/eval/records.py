@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class PointResult:
     generated_flops, total_flops, seconds: the three costs of `engine.trajectory.Cost`, per answer.
     large_tokens: kept tokens written by any model but the smallest; tokens: all kept tokens.
     discarded: drafted and thrown away tokens; decisions: routing decisions taken.
-    routing_seconds: time spent deciding, summed over the answer; NaN where it was not measured.
+    routing_seconds: time spent deciding, summed over the answer; NaN where a record lacks it.
     """
 
     arm: str
@@ -89,7 +88,6 @@ class PointResult:
         """Collect verified trajectories; samples of one query are averaged.
 
         `query_ids` fixes the order and the set: an answer that is missing, or that nobody asked for, raises DataError.
-        `meta["routing_seconds"]` of a trajectory, where present, is the time its decisions took.
         """
         rows: dict[str, list[list[float]]] = {}
         for t in trajectories:
@@ -132,7 +130,7 @@ def _row(t: Trajectory) -> list[float]:
         float(sum(written)),
         float(t.cost.discarded_tokens),
         float(len(t.decisions)),
-        float(t.meta.get("routing_seconds", math.nan)),
+        t.cost.routing_seconds,
     ]
 
 

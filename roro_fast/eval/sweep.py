@@ -13,7 +13,6 @@ from roro_fast.eval.records import PointResult
 from roro_fast.routing import ConfidenceThreshold, Constant, Oracle, PolicyNetwork, RandomRouter
 from roro_fast.routing.calibrate import fit_biases
 from roro_fast.tasks.base import Query, Task
-from roro_fast.train.rewards import cost_share
 from roro_fast.train.rollout import verify
 
 Prompts = Sequence[tuple[Query, list[int]]]
@@ -92,18 +91,17 @@ def at_bias(policy: PolicyNetwork, bias: float, temperature: float = 0.0) -> Pol
 
 
 def calibrate(
-    policy: PolicyNetwork, runner: Runner, all_large: dict[str, float], budgets: Sequence[float], points: int = 9
+    policy: PolicyNetwork, runner: Runner, all_large: dict[str, float], budgets: Sequence[float]
 ) -> list[tuple[float, float]]:
     """Fit `policy.config.calibration` on the runner's queries; returns the measured (bias, cost share) sweep."""
 
-    def rolled(bias: float) -> list[Trajectory]:
-        return runner.trajectories(at_bias(policy, bias), "calibrate")
+    def costs_at(biases: list[float]) -> list[float]:
+        large = np.array([all_large[q.id] for q, _ in runner.prompts])
+        points = runner.run("calibrate", learned_settings(policy, biases))
+        return [float((p.generated_flops / large).mean()) for p in points]
 
-    def cost_at(bias: float) -> float:
-        return float(cost_share(rolled(bias), all_large).mean())
-
-    probs = np.array([d.probs for t in rolled(0.0) for d in t.decisions]).clip(1e-9)
+    unbiased = runner.trajectories(at_bias(policy, 0.0), "calibrate")
+    probs = np.array([d.probs for t in unbiased for d in t.decisions]).clip(1e-9)
     margins = np.log(probs[:, 1:].sum(1)) - np.log(probs[:, 0])
-    table, sweep = fit_biases(margins, cost_at, budgets, points)
-    policy.config.calibration = table
+    policy.config.calibration, sweep = fit_biases(margins, costs_at, budgets)
     return sweep

@@ -23,8 +23,22 @@ def group(n: int) -> list[Request]:
 
 
 def forwarded(e: StepEngine, rows: list[Request]) -> list[int]:
+    """Tokens really run through each model: what the answers are charged for, less what came from the cache."""
     done = run(e, rows, None)
-    return np.sum([t.cost.forward_tokens for t in done.values()], 0).tolist()
+    charged = np.sum([t.cost.forward_tokens for t in done.values()], 0)
+    charged[0] -= sum(t.cost.cached_tokens for t in done.values())
+    return charged.tolist()
+
+
+def test_costs_do_not_depend_on_the_batch() -> None:
+    rows = [Request(COMMON, sample=i, max_new_tokens=9, temperature=1.0, tag={"id": i}) for i in range(6)]
+    together = run(engine(pool(2), page_size=4), rows, Drawn())
+    assert any(t.cost.cached_tokens for t in together.values())
+    for r in rows:
+        alone = run(engine(pool(2), page_size=4), [r], Drawn())[r.tag["id"]]
+        assert alone.cost.cached_tokens == 0
+        assert alone.cost.forward_tokens == together[r.tag["id"]].cost.forward_tokens
+        assert alone.cost.total_flops == together[r.tag["id"]].cost.total_flops
 
 
 @pytest.mark.parametrize("space", ["next", "regenerate"])
@@ -56,7 +70,7 @@ def test_hits_are_counted_once_however_long_a_row_waits() -> None:
     e = engine(max_num_seqs=4, page_size=8, max_batch_tokens=8)
     rows = [Request(COMMON, sample=i, max_new_tokens=1, temperature=1.0, tag={"id": i}) for i in range(4)]
     done = run(e, rows)
-    ran = sum(t.cost.forward_tokens[0] for t in done.values())
+    ran = sum(t.cost.forward_tokens[0] - t.cost.cached_tokens for t in done.values())
     assert ran + e.kv.stats.hit_tokens == 4 * 33
 
 

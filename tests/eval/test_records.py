@@ -16,7 +16,7 @@ QUERIES = Ledger().queries("test", 3)
 
 def test_columns_come_from_the_trajectory():
     ts = [trajectory(q, "roro", [0, 1], slip=1 if i == 2 else None, regenerate=True) for i, q in enumerate(QUERIES)]
-    ts[0].meta["routing_seconds"] = 0.004
+    ts[0].cost.routing_seconds = 0.004
     p = PointResult.from_trajectories(ts[::-1], arm="roro", knob=0.5, seed=3, query_ids=[q.id for q in QUERIES])
     assert p.query_ids == tuple(q.id for q in QUERIES) and (p.arm, p.knob, p.seed) == ("roro", 0.5, 3)
     assert p.correct.tolist() == [1, 1, 0]
@@ -26,7 +26,7 @@ def test_columns_come_from_the_trajectory():
     assert p.tokens.tolist() == [len(t.token_ids) for t in ts]
     assert p.discarded.tolist() == [9, 9, 9]
     assert p.decisions.tolist() == [len(t.decisions) for t in ts]
-    assert p.routing_seconds[0] == 0.004 and np.isnan(p.routing_seconds[1:]).all()
+    assert p.routing_seconds[0] == 0.004 and (p.routing_seconds[1:] == 0).all()
 
 
 def test_tokens_are_counted_from_the_steps_when_the_cost_has_none():
