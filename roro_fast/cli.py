@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from roro_fast.config_io import load_config
 from roro_fast.errors import RoroError
-from roro_fast.runs import RunDirectory
+from roro_fast.runs import RunDirectory, export_parquet
 
 console = Console()
 errors = Console(stderr=True)
@@ -120,9 +120,13 @@ def rollout(
     run: RunOption = None,
     resume: ResumeOption = True,
     redo: RedoOption = None,
+    parquet: Annotated[Path | None, typer.Option(help="Also write all trajectories to this Parquet file.")] = None,
 ) -> None:
     """Collect routed trajectories of every arm over the training queries."""
-    _execute("collect", config, run, overrides, redo)
+    directory = _execute("collect", config, run, overrides, redo)
+    if parquet is not None:
+        count = export_parquet(directory.store("collect"), parquet)
+        console.print(f"{count} trajectories written to {parquet}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -192,7 +196,7 @@ def _execute(
     overrides: list[str] | None,
     redo: list[str] | None,
     show: Sequence[str] = (),
-) -> None:
+) -> RunDirectory:
     from roro_fast import cli_stages, cli_tables
 
     directory = _open(config, run, overrides)
@@ -203,3 +207,4 @@ def _execute(
     console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
     if "report" in summaries:
         console.print(f"report: {directory.path / 'report.html'}", highlight=False, soft_wrap=True)
+    return directory

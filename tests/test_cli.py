@@ -213,6 +213,18 @@ def test_too_long_prompts_are_counted_and_the_run_goes_on(tmp_path):
     assert "refused" in result.output
 
 
+def test_trajectories_are_readable_by_datasets_and_as_parquet(uninterrupted, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run, _ = uninterrupted
+    result = invoke("rollout", "--run", run, "--parquet", tmp_path / "t.parquet")
+    assert result.exit_code == 0 and "240 trajectories written" in result.output
+    cache = str(tmp_path / "cache")
+    shards = str(run / "trajectories" / "collect" / "part-*.jsonl")
+    lines = datasets.load_dataset("json", data_files=shards, split="train", cache_dir=cache)
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "t.parquet"), split="train", cache_dir=cache)
+    assert lines["token_ids"] == table["token_ids"] and len(lines) == 240
+
+
 def test_pairs_without_any_signal_say_why(uninterrupted):
     result = invoke("pairs", "--run", uninterrupted[0])
     assert result.exit_code == 2 and "all wrong" in result.stderr and "collect.n_queries" in result.stderr
