@@ -62,11 +62,14 @@ class PromptEncoder:
         body = ids[: ids.index(self.eos)] if self.eos in ids else ids
         return str(self.tokenizer.decode(body))
 
+    def judge_head(self, prompt: str, view: View) -> list[int]:
+        """The part of a Judge's prompt that does not depend on the rubric."""
+        steps = self._encode("Trajectory:\n" + render(view, self.labels))
+        return [*self.query(prompt), *steps, *self.piece("Rubric:\n")]
+
     def judge(self, prompt: str, view: View, rubric: Rubric) -> JudgePrompt:
         """The Judge's single-pass prompt for one trajectory under one rubric."""
-        ids = self.query(prompt)
-        ids += self._encode("Trajectory:\n" + render(view, self.labels))
-        ids += self.piece("Rubric:\n")
+        ids = self.judge_head(prompt, view)
         newline, rows = self.piece("\n"), []
         for c in rubric.criteria:
             ids += self.piece(f"{c} {RESERVED}")

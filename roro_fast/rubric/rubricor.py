@@ -85,3 +85,20 @@ class Rubricor:
             seed=seed,
         )
         return [[self.read(p, ids) for ids in group] for p, group in zip(prompts, completions, strict=True)]
+
+    def compose(
+        self, prompts: Sequence[str], *, tries: int = 4, seed: int = 0, max_new_tokens: int = 128
+    ) -> list[Draft]:
+        """One draft per query: the greedy one, or where that is malformed the first well-formed of `tries` samples.
+
+        A query for which all of them are malformed keeps its greedy draft, whose `rubric` says what was wrong.
+        """
+        out = [group[0] for group in self.write(prompts, max_new_tokens=max_new_tokens)]
+        failed = [i for i, d in enumerate(out) if isinstance(d.rubric, InvalidRubric)]
+        if failed and tries > 0:
+            again = self.write(
+                [prompts[i] for i in failed], n=tries, temperature=1.0, seed=seed, max_new_tokens=max_new_tokens
+            )
+            for i, group in zip(failed, again, strict=True):
+                out[i] = next((d for d in group if isinstance(d.rubric, Rubric)), out[i])
+        return out

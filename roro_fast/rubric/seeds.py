@@ -46,18 +46,23 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 
 
 def seed_rubrics(
-    pairs: Iterable[Pair], labels: Sequence[str], config: SeedConfig | None = None, most: int = MAX_CRITERIA
+    pairs: Iterable[Pair],
+    labels: Sequence[str],
+    config: SeedConfig | None = None,
+    most: int = MAX_CRITERIA,
+    others: Mapping[str, str] | None = None,
 ) -> dict[str, Rubric]:
-    """A rubric for every query of `pairs` about which the grammar has enough to say, by query id. Deterministic."""
+    """A rubric for every query of `pairs` about which the grammar has enough to say, by query id. Deterministic.
+
+    `others` maps ids of further queries to their texts; having no pairs, they get what the corpus says about them.
+    """
     config = config or SeedConfig()
-    groups = group_by_query(pairs)
-    tables = {q: _Table.of(group, labels) for q, group in groups.items()}
+    tables = {q: _Table.of(group[0].prompt, group, labels) for q, group in group_by_query(pairs).items()}
     corpus = _corpus_evidence(tables.values(), config.caution)
-    out = {}
-    for query_id, table in tables.items():
-        if len(table.claims) >= MIN_CRITERIA:
-            out[query_id] = _select(table, corpus, labels, config, most)
-    return out
+    for q, prompt in (others or {}).items():
+        if q not in tables and verbs_of(prompt):
+            tables[q] = _Table.of(prompt, [], labels)
+    return {q: _select(t, corpus, labels, config, most) for q, t in tables.items() if len(t.claims) >= MIN_CRITERIA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,8 @@ class _Table:
     weight: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], labels: Sequence[str]) -> _Table:
-        verbs = verbs_of(pairs[0].prompt)
+    def of(cls, prompt: str, pairs: Sequence[Pair], labels: Sequence[str]) -> _Table:
+        verbs = verbs_of(prompt)
         views = {v: i for i, v in enumerate(dict.fromkeys(x.view for p in pairs for x in (p.chosen, p.rejected)))}
         options = claims(verbs, labels, None if verbs else max(len(v.models) for v in views))
         holds = np.array([[truth(c, v, verbs, labels) for v in views] for c in options], dtype=np.float64)
@@ -104,7 +109,7 @@ def _corpus_evidence(tables: Iterable[_Table], caution: float) -> dict[Key, floa
 
 
 def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], config: SeedConfig, most: int) -> Rubric:
-    prior = np.array([corpus[k] for k in table.keys])
+    prior = np.array([corpus.get(k, 0.0) for k in table.keys])
     mass = table.weight.sum()
     strength = (table.votes @ table.weight + config.shrinkage * prior) / (mass + config.shrinkage)
     tags = [HARD_RULE if s >= config.hard else PRINCIPLE for s in strength]
@@ -114,7 +119,9 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
     chosen: list[int] = []
     total = np.zeros(len(table.weight))
     while len(chosen) < most:
-        ordered = ((total + value) > 1e-9) @ table.weight / mass  # share of pair weight ordered right with each added
+        ordered = (
+            ((total + value) > 1e-9) @ table.weight / max(mass, 1.0)
+        )  # share of pair weight ordered right with each added
         crowded = np.array([sum(axes[j] == a for j in chosen) for a in axes])
         merit = ordered + strength + general - config.repeat_axis * crowded
         merit[_said(table, chosen)] -= 2.0
@@ -132,6 +139,6 @@ def _said(table: _Table, chosen: list[int]) -> np.ndarray:
     """Claims that repeat a chosen one: about the same thing, or with the same votes on all of these pairs."""
     if not chosen:
         return np.zeros(len(table.claims), dtype=bool)
-    same_votes = (table.votes[:, None, :] == table.votes[None, chosen, :]).all(-1).any(-1)
+    same_votes = (table.votes[:, None, :] == table.votes[None, chosen, :]).all(-1).any(-1) & (table.votes.shape[1] > 0)
     keys = {table.keys[j] for j in chosen}
     return np.array(same_votes | np.array([k in keys for k in table.keys]))

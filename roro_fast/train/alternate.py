@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,13 @@ def alternate(
     out: Path | None = None,
     log: Log | None = None,
     judge_loss: str = "grpo",
+    others: Mapping[str, str] | None = None,
 ) -> Alternation:
     """Train both models in place on the pairs of split "train"; measure on split "heldout" after every phase.
 
     With `out`, every phase leaves its weights there and an interrupted call continues after the last finished phase to
-    the identical result. `log` receives each history row as it is made.
+    the identical result. `log` receives each history row as it is made. `others` maps ids of training queries without
+    pairs to their texts: the Rubricor's warm-up learns from seed rubrics about them too.
     """
     train = [p for p in pairs if p.split == "train"]
     heldout = [p for p in pairs if p.split != "train"]
@@ -80,7 +82,8 @@ def alternate(
         row: dict[str, Any] = {"round": round_, "phase": who}
         phase_seed = seed * 1000 + index
         if who == "warm-up":
-            row |= _warm_up(judge, rubricor, train, config, phase_seed)
+            kept = {q: t for q, t in (others or {}).items() if q not in {p.query_id for p in heldout}}
+            row |= _warm_up(judge, rubricor, train, kept, config, phase_seed)
         elif who == "judge":
             share = shares[round_ - 1]
             rubrics = written(rubricor, share, config, phase_seed)
@@ -98,10 +101,15 @@ def alternate(
 
 
 def _warm_up(
-    judge: Judge, rubricor: Rubricor, train: Sequence[Pair], config: RubricConfig, seed: int
+    judge: Judge,
+    rubricor: Rubricor,
+    train: Sequence[Pair],
+    others: Mapping[str, str],
+    config: RubricConfig,
+    seed: int,
 ) -> dict[str, Any]:
-    seeds = seed_rubrics(train, judge.encoder.labels, most=config.max_criteria)
-    prompts = {p.query_id: p.prompt for p in train}
+    seeds = seed_rubrics(train, judge.encoder.labels, most=config.max_criteria, others=others)
+    prompts = {**others, **{p.query_id: p.prompt for p in train}}
     return {
         "seed_rubrics": len(seeds),
         "rubricor_sft_loss": rounded(rubricor_training.warm_up(rubricor, prompts, seeds, config, seed)),

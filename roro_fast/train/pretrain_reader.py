@@ -39,13 +39,13 @@ class Recipe(train_nano.Recipe):
     kv_heads: int = 3
     head_dim: int = 32
     intermediate: int = 256
-    steps: int = 2500
+    steps: int = 4000
     lr: float = 2e-3
     eval_every: int = 500
     read: int = 8
-    write: int = 4
-    recite: float = 0.5
-    format: float = 0.3
+    write: int = 8
+    recite: float = 1.5
+    format: float = 0.5
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -74,21 +74,28 @@ class Pretraining:
         else:
             (out / "train_log.jsonl").write_text("")
 
-    def losses(self, b: ReaderBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(verdict, recital, format) cross-entropies; all over the whole vocabulary."""
+    def losses(self, b: ReaderBatch) -> dict[str, torch.Tensor]:
+        """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics read and rubrics written."""
         hidden = self.model.dense(b.read).flatten(0, 1)
         verdict = cross_entropy(self.model.logits(hidden[b.rows]), self.verdicts[(~b.verdicts).long()])
-        recital = cross_entropy(self.model.logits(hidden[b.recited[:, 0]]), b.recited[:, 1])
-        return verdict, recital, sft_loss(self.model, b.write, b.targets)
+        recital, told = (cross_entropy(self.model.logits(hidden[x[:, 0]]), x[:, 1]) for x in (b.recited, b.told))
+        return {
+            "verdict": verdict,
+            "recital": recital,
+            "told": told,
+            "format": sft_loss(self.model, b.write, b.targets),
+        }
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
         batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write)
-        verdict, recital, form = self.losses(batch)
-        self.trainer.step(verdict + r.recite * recital + r.format * form, train_nano.learning_rate(r, self.step))
+        losses = self.losses(batch)
+        weights = {"verdict": 1.0, "recital": r.recite, "told": r.format, "format": r.format}
+        self.trainer.step(
+            torch.stack([w * losses[k] for k, w in weights.items()]).sum(), train_nano.learning_rate(r, self.step)
+        )
         self.step += 1
         self.tokens += batch.read.numel() + batch.write.numel()
-        losses = {"verdict": verdict, "recital": recital, "format": form}
         return {k: round(float(v.detach()), 5) for k, v in losses.items()}
 
     @torch.no_grad()

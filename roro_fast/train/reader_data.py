@@ -25,14 +25,16 @@ CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
-    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric.
-    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], -100 where not trained."""
+    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric;
+    `told` [W, 2] likewise: the words of the rubric itself. `write` [B2, S2] Rubricor prompt + rubric; `targets`
+    [B2, S2], -100 where not trained."""
 
     read: torch.Tensor
     rows: torch.Tensor
     verdicts: torch.Tensor
     kinds: torch.Tensor
     recited: torch.Tensor
+    told: torch.Tensor
     write: torch.Tensor
     targets: torch.Tensor
 
@@ -134,6 +136,7 @@ def make_batch(
     ids: list[list[int]] = []
     rows: list[tuple[int, int]] = []
     recited: list[tuple[int, int, int]] = []
+    told: list[tuple[int, int, int]] = []
     verdicts: list[bool] = []
     kinds: list[int] = []
     for b in range(read):
@@ -145,15 +148,18 @@ def make_batch(
         encoded = encoder.judge(prompt, view, rubric)
         ids.append(encoded.ids)
         rows += [(b, r) for r in encoded.rows]
+        head = len(encoder.judge_head(prompt, view))
+        slots = set(encoded.rows)
+        told += [(b, at, ids[-1][at + 1]) for at in range(head - 1, len(ids[-1]) - 1) if at not in slots]
         recited += [(b, at, label) for at, label in _recite(rng, encoder, view, verbs, ids[-1])]
         verdicts += [t for _, t in judged]
         kinds += [KINDS.index(c.kind) for c, _ in judged]
     padded = _pad(ids, pad)
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
-    asked = torch.tensor([(b * width + at, label) for b, at, label in recited])
+    asked, words = (torch.tensor([(b * width + at, token) for b, at, token in x]) for x in (recited, told))
     written, targets = _rubrics(rng, encoder, pad, lines, write)
-    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
+    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, words, written, targets)
 
 
 def _recite(

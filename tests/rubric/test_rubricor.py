@@ -13,6 +13,7 @@ from tests.tiny import save_tiny
 TEXT = """- [Hard Rule] (timely escalation) the large model writes line #2
 - [Principle] (efficient allocation) at most 2 switches
 - [Principle] (efficient allocation) the large model writes at most 2 lines"""
+SHORT = TEXT.rsplit("\n", 1)[0]  # two criteria are no rubric
 PROMPTS = [q.prompt for q in queries(3)]
 
 
@@ -66,3 +67,20 @@ def test_a_trained_model_writes_the_rubric_it_was_taught(tmp_path):
     r.save(tmp_path / "saved")
     again = Rubricor.load(tmp_path / "saved")
     assert again.closed_grammar and again.write(PROMPTS, max_new_tokens=64) == r.write(PROMPTS, max_new_tokens=64)
+
+
+def test_compose_samples_again_only_where_greedy_fails(rubricor, monkeypatch):
+    good, bad = rubricor.encoder.completion(TEXT), rubricor.encoder.completion(SHORT)
+    asked: list[int] = []
+
+    def write(prompts, *, n=1, temperature=0.0, **_):
+        asked.append(len(prompts))
+        if temperature == 0:  # greedy: only the first query gets a rubric
+            return [[rubricor.read(p, good if i == 0 else bad)] for i, p in enumerate(prompts)]
+        found = [[rubricor.read(p, ids) for ids in (bad, good)[:n]] for p in prompts]
+        return found[:1] + [[rubricor.read(p, bad)] * n for p in prompts[1:]]
+
+    monkeypatch.setattr(rubricor, "write", write)
+    drafts = rubricor.compose(PROMPTS, tries=2)
+    assert asked == [3, 2]
+    assert [isinstance(d.rubric, Rubric) for d in drafts] == [True, True, False] and drafts[2].text == SHORT

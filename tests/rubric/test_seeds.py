@@ -95,3 +95,17 @@ def test_other_tasks_get_rubrics_about_line_numbers(pairs):
     plain = [replace(p, prompt="What is 2 + 2?") for p in pairs if p.query_id == pairs[0].query_id]
     (rubric,) = seed_rubrics(plain, POOL.labels).values()
     assert all(read(c.sentence).kind != "writes every" for c in rubric.criteria)
+
+
+def test_queries_without_pairs_get_what_the_corpus_says(pairs, seeds):
+    others = {q.id: q.prompt for q in queries(200)[120:]}
+    found = seed_rubrics(pairs, POOL.labels, others=others)
+    assert {q: found[q] for q in seeds} == seeds and set(found) == set(seeds) | set(others)
+    by_id = {q.id: q for q in queries(200)}
+    asked = {
+        (by_id[q].meta["kinds"][verbs_of(by_id[q].prompt).index(claim.verb)], claim.label)
+        for q in others
+        for claim in (read(c.sentence) for c in found[q].criteria if c.tag == HARD_RULE)
+        if claim.kind == "writes every"
+    }
+    assert asked == {(kind, "large") for kind in HARD_KINDS}
