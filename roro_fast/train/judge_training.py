@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -15,10 +17,13 @@ from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.grammar import read, truth, verbs_of
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
+from roro_fast.rubric.seeds import group_by_query
 from roro_fast.train.lm import LMTrainer, group_advantages, grpo_loss, reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
 
 T = TypeVar("T")
+PAIRS_PER_QUERY = 4  # pairs of one query in one update: they share trajectories, which are then read once
+READS_WELL, WINDOW = 0.985, 8  # the warm-up ends when this share of verdicts is right over so many batches
 
 
 def cycle(items: Sequence[T], size: int, seed: str) -> Iterator[list[T]]:
@@ -42,13 +47,17 @@ def truths(x: JudgeInput, labels: Sequence[str]) -> list[bool | None]:
 
 
 def warm_up(judge: Judge, pairs: Sequence[Pair], seeds: Mapping[str, Rubric], config: RubricConfig, seed: int) -> float:
-    """SFT: verdicts on the pairs' trajectories under seed and random rubrics, alternately. Returns the last loss."""
+    """SFT: verdicts on the pairs' trajectories under seed and random rubrics, alternately. Returns the last loss.
+
+    Takes at most `config.sft_steps` updates; a model that reads well already needs few.
+    """
     pool = [p for p in pairs if p.query_id in seeds]
     if not pool or config.sft_steps == 0:
         return float("nan")
     labels, rng = judge.encoder.labels, random.Random(f"judge-sft/{seed}")
     batches = cycle(pool, config.batch_size, f"judge-sft/{seed}/order")
     loss = torch.tensor(float("nan"))
+    right: deque[float] = deque(maxlen=WINDOW)
     with LMTrainer(judge.model, config.sft_lr) as trainer:
         for step in range(config.sft_steps):
             inputs = []
@@ -61,6 +70,9 @@ def warm_up(judge: Judge, pairs: Sequence[Pair], seeds: Mapping[str, Rubric], co
             probs = judge.forward(judge.encode(inputs)).probs[rows]
             target = torch.tensor([0 if answers[i] else 1 for i in rows], device=probs.device)
             loss = F.nll_loss(probs.clamp_min(1e-9).log(), target)
+            right.append(float((probs.argmax(-1) == target).float().mean()))
+            if len(right) == WINDOW and sum(right) / WINDOW >= READS_WELL:
+                break
             trainer.step(loss, config.sft_lr * (1 - step / config.sft_steps))
     return float(loss.detach())
 
@@ -87,7 +99,9 @@ def train_judge(
     seed: int,
     loss: str = "grpo",
 ) -> JudgePhase:
-    """`config.steps` updates with the Rubricor frozen: `rubrics` maps query ids to its cached, well-formed rubrics.
+    """`config.steps` updates of about `config.batch_size` pairs with the Rubricor frozen.
+
+    `rubrics` maps query ids to its cached, well-formed rubrics.
 
     GRPO: an action is one verdict word per slot of both trajectories of a pair, sampled from the verdict words only;
     the reward is +1 if the sampled verdicts give the chosen trajectory the higher score, else -1, shared by all slots.
@@ -100,33 +114,40 @@ def train_judge(
         return JudgePhase(float("nan"), 0.0, 0.0, malformed)
     frozen = reference_of(judge.model) if config.kl > 0 else None
     reference = Judge(frozen, judge.tokenizer, judge.encoder.labels, verdicts=judge.verdicts) if frozen else None
-    batches = cycle(usable, config.batch_size, f"judge/{seed}")
-    generator = torch.Generator().manual_seed(seed)
+    groups = group_by_query(usable)
+    batches = cycle(sorted(groups), max(1, config.batch_size // PAIRS_PER_QUERY), f"judge/{seed}")
+    rng, generator = random.Random(f"judge/{seed}/pairs"), torch.Generator().manual_seed(seed)
     rewards, informative, drift = [], [], []
     with LMTrainer(judge.model, config.judge_lr) as trainer:
         for _ in range(config.steps):
-            batch = next(batches)
+            batch = [p for q in next(batches) for p in rng.sample(groups[q], min(PAIRS_PER_QUERY, len(groups[q])))]
             inputs = [JudgeInput(p.prompt, c.view, rubrics[p.query_id]) for p in batch for c in (p.chosen, p.rejected)]
-            prompts = judge.encode(inputs)
+            index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}  # a trajectory of several pairs is read once
+            prompts = judge.encode(list(index))
             out = judge.forward(prompts)
+            side = [index[x] for x in inputs]
             if loss == "pairwise":
-                gain = out.scores[0::2] - out.scores[1::2]
+                scores = out.scores[side]
+                gain = scores[0::2] - scores[1::2]
                 trainer.step(-F.logsigmoid(gain).mean())
                 rewards.append(float((gain > 0).float().mean() * 2 - 1))
                 continue
-            # Each slot belongs to prompt `owner`; prompts 2i and 2i + 1 are pair i.
-            owner = torch.tensor([i for i, p in enumerate(prompts) for _ in p.rows], device=out.probs.device)
-            weights = torch.tensor([w for p in prompts for w in p.weights], device=out.probs.device)
-            actions, reward = sample_verdicts(out.probs.detach(), owner, weights, config, generator)
+            starts = [0, *accumulate(len(p.rows) for p in prompts)]
+            # Slot m of the batch is slot `slots[m]` of the forward and belongs to `owner[m]`: 2i and 2i + 1 are pair i.
+            slots = torch.tensor([s for i in side for s in range(starts[i], starts[i + 1])], device=out.probs.device)
+            owner = torch.tensor([o for o, i in enumerate(side) for _ in prompts[i].rows], device=out.probs.device)
+            weights = torch.tensor([w for i in side for w in prompts[i].weights], device=out.probs.device)
+            probs = out.probs[slots]
+            actions, reward = sample_verdicts(probs.detach(), owner, weights, config, generator)
             advantage = group_advantages(reward)[owner // 2]  # [M, G]
-            logp = _tempered(out.probs, config.temperature)
-            slots = torch.bincount(owner // 2)[owner // 2].float()
-            share = (1 / (len(batch) * config.group_size * slots))[:, None].expand_as(advantage)
-            taken = logp.gather(1, actions)  # [M, G]
+            taken = _tempered(probs, config.temperature).gather(1, actions)  # [M, G]
+            length = torch.bincount(owner // 2)[owner // 2].float()
+            share = (1 / (len(batch) * config.group_size * length))[:, None].expand_as(advantage)
             ref = None
             if reference is not None:
                 with torch.no_grad():
-                    ref = _tempered(reference.forward(prompts).probs, config.temperature).gather(1, actions).flatten()
+                    frozen_probs = reference.forward(prompts).probs[slots]
+                ref = _tempered(frozen_probs, config.temperature).gather(1, actions).flatten()
             result = grpo_loss(
                 taken.flatten(),
                 taken.detach().flatten(),

@@ -15,7 +15,7 @@ from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Draft, Rubricor
 from roro_fast.rubric.seeds import group_by_query
-from roro_fast.train.judge_training import cycle
+from roro_fast.train.judge_training import PAIRS_PER_QUERY, cycle
 from roro_fast.train.lm import (
     LMTrainer,
     completion_batch,
@@ -27,7 +27,6 @@ from roro_fast.train.lm import (
     token_logprobs,
 )
 
-PAIRS_PER_QUERY = 4  # pairs of one query that share a group of rubrics in one update
 LENGTH_BONUS, LONG = 0.1, 5.0
 
 
