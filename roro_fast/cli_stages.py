@@ -103,6 +103,8 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
     for name in redo:
         if name not in NAMES:
             raise ConfigError(f"--redo: {name!r} is not a stage; choose one of {', '.join(NAMES)}")
+    c = run.config
+    console.print(f"{c.task.name} with {' and '.join(c.models.paths)} in {run.path}", highlight=False, soft_wrap=True)
     with run:
         if redo:
             _forget_from(run, min(NAMES.index(n) for n in redo))
@@ -110,20 +112,24 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
             torch.set_num_threads(run.config.run.threads)
         bench = Workbench(run.config)
         summaries: dict[str, dict[str, Any]] = {}
-        for i, stage in enumerate(STAGES[: NAMES.index(last) + 1]):
-            if not stage.wanted(run.config):
-                continue
+        wanted = [s for s in STAGES[: NAMES.index(last) + 1] if s.wanted(run.config)]
+        begun = time.perf_counter()
+        for number, stage in enumerate(wanted, 1):
             mark = run.done(stage.name, stage.sections)
             if mark is not None:
                 console.print(f"{stage.name}: done before, in {duration(mark.seconds)}", highlight=False)
                 summaries[stage.name] = mark.summary
                 continue
-            _forget_from(run, i + 1)
+            _forget_from(run, NAMES.index(stage.name) + 1)
             start = time.perf_counter()
-            with stage_view(console, stage.name) as view, run.stage(stage.name, stage.sections) as summary:
+            with (
+                stage_view(console, f"{number}/{len(wanted)} {stage.name}") as view,
+                run.stage(stage.name, stage.sections) as summary,
+            ):
                 summary.update(stage.run(Context(run, bench, view)))
             console.print(f"{stage.name}: done in {duration(time.perf_counter() - start)}", highlight=False)
             summaries[stage.name] = summary
+        console.print(f"{len(wanted)} stages in {duration(time.perf_counter() - begun)}", highlight=False)
         return summaries
 
 

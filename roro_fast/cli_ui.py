@@ -57,7 +57,7 @@ def stage_view(console: Console, title: str) -> Iterator[StageView]:
         yield StageView(console, title, None, None)
         return
     columns = (
-        TextColumn("[bold]{task.description:<10}"),
+        TextColumn("[bold]{task.description:<16}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("[cyan]{task.fields[info]}"),

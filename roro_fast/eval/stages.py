@@ -44,8 +44,8 @@ def evaluate(ctx: Context) -> dict[str, Any]:
     for arm in c.eval.arms:
         path = folder / f"{arm}.safetensors"
         if not path.is_file():
-            counter = _Counter(ctx, arm, done, total)
-            chosen = settings[arm] if arm in settings else learned(ctx, arm)
+            counter = _Counter(ctx, done, total)
+            chosen = settings[arm] if arm in settings else learned(ctx, arm, counter.calibrating)
             found = runner(ctx, SPLIT, counter).run(arm, chosen, seed=c.run.seed)
             counter.store.flush()
             save_points(path, found)
@@ -76,13 +76,13 @@ def runner(ctx: Context, split: str, on_finish: Callable[[Trajectory], None] | N
     return Runner(ctx.bench.engine, ctx.bench.task, ctx.prompts(split), limits, on_finish)
 
 
-def learned(ctx: Context, arm: str) -> list[Setting]:
+def learned(ctx: Context, arm: str, on_finish: Callable[[Trajectory], None] | None = None) -> list[Setting]:
     """The trained router `arm` at the bias that meets each of `eval.budgets`, fitted on the calibrate split."""
     path = ctx.run.path / ROUTERS / arm
     if not path.is_dir():
         raise CheckpointError(f"{path}: no trained router; run `roro train` first or drop {arm!r} from eval.arms")
     policy = PolicyNetwork.from_pretrained(path)
-    run = runner(ctx, "calibrate")
+    run = runner(ctx, "calibrate", on_finish)
     large = run.trajectories(Constant(len(ctx.bench.models) - 1, "all_large"), "all_large")
     flops = {t.query_id: t.cost.generated_flops for t in large}
     calibrate(policy, run, flops, ctx.config.calibrate.budgets)
@@ -97,8 +97,8 @@ def learned(ctx: Context, arm: str) -> list[Setting]:
 class _Counter:
     """Counts finished answers for the progress bar; keeps those of the first `eval.n_view` queries for the viewer."""
 
-    def __init__(self, ctx: Context, arm: str, done: int, total: int) -> None:
-        self.ctx, self.arm, self.done, self.total = ctx, arm, done, total
+    def __init__(self, ctx: Context, done: int, total: int) -> None:
+        self.ctx, self.done, self.total, self.calibrated = ctx, done, total, 0
         self.viewed = (
             {q.id for q in ctx.bench.queries(SPLIT, ctx.config.eval.n_view)} if ctx.config.eval.n_view else set()
         )
@@ -106,9 +106,15 @@ class _Counter:
 
     def __call__(self, t: Trajectory) -> None:
         self.done += 1
+        self.calibrated = 0
         if t.query_id in self.viewed:
             self.store.append(finite(t.to_dict()))
         self.ctx.progress(min(self.done, self.total), self.total)
+
+    def calibrating(self, t: Trajectory) -> None:
+        """Shows that calibration answers are being rolled out, which the total does not count."""
+        self.calibrated += 1
+        self.ctx.progress(self.done, self.total, calibrating=self.calibrated)
 
 
 def view_store(ctx: Context) -> Any:
