@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -46,8 +46,8 @@ class Cost:
     """Three honest counts of one trajectory (method.md section 2).
 
     generated_flops: 2N per token kept in the final answer (the papers' count).
-    total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens that
-        came from the prefix cache count as if run alone (`cached_tokens` of them), so that a cost is the answer's own.
+    total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens
+        that came from the prefix cache count as if run alone (`cached_tokens` of them), so that a cost is the answer's own.
     seconds: wall clock from admission to finish.
     """
 
@@ -92,8 +92,13 @@ class Trajectory:
         return [s.model for s in self.steps]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form; `from_dict` inverts it."""
-        return asdict(self)
+        """JSON-serialisable form, sharing lists with this object; `from_dict` inverts it."""
+        # dataclasses.asdict copies every leaf, ten times the work, and rollouts store thousands of these.
+        d = _shallow(self)
+        d["steps"] = [_shallow(s) for s in self.steps]
+        d["decisions"] = [_shallow(s) for s in self.decisions]
+        d["cost"] = _shallow(self.cost)
+        return d
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Trajectory:
@@ -102,3 +107,7 @@ class Trajectory:
         d["decisions"] = [Decision(**s) for s in d["decisions"]]
         d["cost"] = Cost(**d["cost"])
         return cls(**d)
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}

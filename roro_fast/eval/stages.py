@@ -16,7 +16,7 @@ from roro_fast.eval.sweep import Runner, Setting, at_bias, baseline_settings, ca
 from roro_fast.files import write_json
 from roro_fast.routing import Constant, PolicyNetwork
 from roro_fast.train.context import Context
-from roro_fast.train.rollout import finite
+from roro_fast.train.rollout import keep
 from roro_fast.train.router_stage import OUTCOME_ONLY, RORO, ROUTERS
 
 LEARNED = (OUTCOME_ONLY, RORO)
@@ -108,7 +108,7 @@ class _Counter:
         self.done += 1
         self.calibrated = 0
         if t.query_id in self.viewed:
-            self.store.append(finite(t.to_dict()))
+            keep(self.store, t)
         self.ctx.progress(min(self.done, self.total), self.total)
 
     def calibrating(self, t: Trajectory) -> None:

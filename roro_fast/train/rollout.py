@@ -90,6 +90,15 @@ def finite(value: Any) -> Any:
     return value
 
 
+def keep(store: JsonlStore, trajectory: Trajectory) -> None:
+    """Store a trajectory; a NaN in it (the models' doing) is stored as null."""
+    record = trajectory.to_dict()
+    try:
+        store.append(record)
+    except ValueError:
+        store.append(finite(record))
+
+
 def stored(store: JsonlStore) -> Iterator[Trajectory]:
     """The trajectories of a store, in writing order."""
     return (Trajectory.from_dict(r) for r in store)
@@ -124,7 +133,7 @@ def roll_out(
     before, start = stats.seconds, time.perf_counter()
     with store:
         for t in _finished(engine, task, todo, policy):
-            store.append(finite(t.to_dict()))
+            keep(store, t)
             stats.add(t, new=True)
             stats.seconds = before + time.perf_counter() - start
             progress(stats.trajectories, total, tok_s=stats.tokens_per_second, accuracy=stats.accuracy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -110,5 +111,6 @@ def test_a_record_comes_back_as_the_same_trajectory(nano, tmp_path):
     append = store.append
     store.append = lambda r: kept.append(r) or append(r)
     roll_out(nano.engine, nano.task, requests(nano, 3, max_new_tokens=128), store)
-    assert [t.to_dict() for t in stored(JsonlStore(tmp_path))] == kept
+    again = list(stored(JsonlStore(tmp_path)))
+    assert [t.to_dict() for t in again] == kept == [dataclasses.asdict(t) for t in again]
     assert all(isinstance(t, Trajectory) and t.steps for t in stored(JsonlStore(tmp_path)))
