@@ -1,0 +1,156 @@
+"""The nano study: every baseline, outcome-only GRPO, RoRo and its controls, several seeds, one test split.
+
+    python bench/studies/nano_study.py run --seeds 0 1 2 3 4      # resumable; split the seeds over processes to go faster
+    python bench/studies/nano_study.py collate                    # bench/results/nano_study.json and the README table
+
+Each seed is a run directory of the `nano_study` preset: its own collection, pairs, alternation and routers. Thresholds
+and budgets are fitted on the calibrate split; nothing is chosen on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from roro_fast.cli_stages import run_stages
+from roro_fast.config import Config
+from roro_fast.config_io import load_config
+from roro_fast.eval.records import PointResult, load_points, save_points
+from roro_fast.eval.stages import learned, runner
+from roro_fast.eval.study import build_study
+from roro_fast.eval.sweep import baseline_settings
+from roro_fast.files import write_json
+from roro_fast.runs import RunDirectory
+from roro_fast.runs.meta import provenance
+from roro_fast.train.context import Context
+from roro_fast.train.router_stage import ROUTERS, process_reward, reference, train_arm
+from roro_fast.train.rubric_stage import load_judge, load_rubrics
+from roro_fast.train.setup import Workbench
+
+CONTROLS = ("formula", "fixed_rubric", "random_rubric", "shuffled")
+ORDER = "rubricor_first"
+DETERMINISTIC = ("all_small", "all_large", "confidence", "oracle")  # one seed stands for all
+RESULT = Path(__file__).parents[1] / "results" / "nano_study.json"
+ROOT = Path("runs/nano_study")
+console = Console()
+
+
+def config_of(seed: int, overrides: list[str]) -> Config:
+    return load_config("nano_study", [f"run.dir={ROOT}", f"run.name=seed-{seed}", f"run.seed={seed}", *overrides])
+
+
+def measure(ctx: Context, arm: str) -> None:
+    """Operating points of one arm on the test split, unless they are there already."""
+    path = ctx.run.path / "points" / f"{arm}.safetensors"
+    if path.is_file():
+        return
+    path.parent.mkdir(exist_ok=True)
+    trained = (ctx.run.path / ROUTERS / arm).is_dir()
+    settings = learned(ctx, arm) if trained else baseline_settings(arm, ctx.bench.task, len(ctx.bench.models))
+    start = time.perf_counter()
+    points = runner(ctx, "test").run(arm, settings, seed=ctx.config.run.seed)
+    save_points(path, points)
+    best = max(points, key=lambda p: float(p.correct.mean()))
+    console.print(
+        f"seed {ctx.config.run.seed} {arm}: best accuracy {best.correct.mean():.3f}, {time.perf_counter() - start:.0f} s"
+    )
+
+
+def train_controls(ctx: Context) -> None:
+    prompts = ctx.prompts("train")
+    ref = reference(ctx, prompts)
+    texts = {q.id: q.prompt for q, _ in prompts}
+    judge, rubrics = load_judge(ctx.run), load_rubrics(ctx.run)
+    for kind in CONTROLS:
+        if not (ctx.run.path / ROUTERS / kind).is_dir():
+            reward = process_reward(
+                kind, seed=ctx.config.run.seed, queries=texts, ref=ref, judge=judge, rubrics=rubrics, ctx=ctx
+            )
+            train_arm(ctx, kind, ctx.config.router, reward, ref)
+
+
+def other_order(ctx: Context, overrides: list[str]) -> None:
+    """RoRo with the Rubricor trained first: the same collection and pairs in a run directory beside."""
+    target = ctx.run.path / ROUTERS / ORDER
+    if target.is_dir():
+        return
+    seed = ctx.config.run.seed
+    config = config_of(seed, [*overrides, f"run.name=seed-{seed}-{ORDER}", f"rubric.order={ORDER}"])
+    twin = RunDirectory.for_config(config)
+    for name in ("trajectories", "stages", "pairs.jsonl"):
+        source = ctx.run.path / name
+        if (twin.path / name).exists():
+            continue
+        twin.path.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, twin.path / name)
+        else:
+            shutil.copy(source, twin.path / name)
+    for stage in ("rubric", "router", "outcome_only", "evaluate", "report"):
+        mark = twin.path / "stages" / f"{stage}.json"
+        if not (twin.path / ROUTERS).is_dir():
+            mark.unlink(missing_ok=True)
+    run_stages(twin, "router", console)
+    shutil.copytree(twin.path / ROUTERS / "roro", target)
+
+
+def run_seed(seed: int, overrides: list[str]) -> None:
+    config = config_of(seed, overrides)
+    run = RunDirectory.for_config(config)
+    run_stages(run, "outcome_only", console)
+    with run:
+        ctx = Context(run, Workbench(config))
+        train_controls(ctx)
+    other_order(ctx, overrides)
+    with run:
+        arms = ["outcome_only", "roro", *CONTROLS, ORDER, "random"]
+        for arm in arms if seed else [*DETERMINISTIC, *arms]:
+            measure(ctx, arm)
+
+
+def collate(resamples: int) -> None:
+    points: list[PointResult] = []
+    folders = sorted(p for p in ROOT.glob("seed-*/points"))
+    histories = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.safetensors")):
+            found = load_points(path)
+            points += [dataclasses.replace(p, seed=0) if p.arm in DETERMINISTIC else p for p in found]
+        log = folder.parent / "stages" / "rubric.json"
+        histories[folder.parent.name] = json.loads(log.read_text())["summary"].get("history", [])
+    facts = provenance()
+    meta = {
+        "command": "python bench/studies/nano_study.py run --seeds 0 1 2 3 4; ... collate",
+        "config": dataclasses.asdict(config_of(0, [])),
+        "versions": facts,
+        "judge": histories,
+    }
+    write_json(RESULT, build_study(points, meta=meta, resamples=resamples))
+    console.print(f"wrote {RESULT}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "collate"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--resamples", type=int, default=2000)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.action == "collate":
+        collate(args.resamples)
+        return
+    for seed in args.seeds:
+        run_seed(seed, args.overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
