@@ -94,5 +94,8 @@ TABLES: dict[str, Callable[[Summary], Table]] = {
 
 
 def show(console: Console, stage: str, summary: Summary) -> None:
-    """Print the table of `stage`."""
-    console.print(TABLES[stage](summary))
+    """Print the table of `stage` under its title, which is not folded to the table's width."""
+    found = TABLES[stage](summary)
+    title, found.title = found.title, None
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(found)

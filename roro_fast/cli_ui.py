@@ -71,7 +71,7 @@ def stage_view(console: Console, title: str) -> Iterator[StageView]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A plain table, first column left, the rest right."""
-    out = Table(title=title, title_justify="left", title_style="bold")
+    out = Table(title=title)
     for i, name in enumerate(columns):
         out.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

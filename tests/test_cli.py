@@ -225,6 +225,27 @@ def test_trajectories_are_readable_by_datasets_and_as_parquet(uninterrupted, tmp
     assert lines["token_ids"] == table["token_ids"] and len(lines) == 240
 
 
+GOOD = {"problem": "How many ones are in three?", "answer": "3"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "extra", "code", "words"),
+    [
+        ([GOOD, {"problem": "no answer here"}, GOOD], [], 0, ["1 malformed rows skipped", "2 trajectories"]),
+        ([GOOD, {"problem": "no answer here"}], ["task.strict=true"], 2, ["line 2", "'answer'"]),
+        ([], [], 2, ["empty"]),
+        ([GOOD], ["task.split_by=test"], 2, ["task.split", "train"]),
+    ],
+)
+def test_benchmark_files(pair, tmp_path, lines, extra, code, words):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(lines)))
+    args = [*overrides(tmp_path, *pair), f"task.name={path}", "task.split_by=train", "collect.arms=[all_small]", *extra]
+    result = invoke("rollout", *args)
+    assert result.exit_code == code, result.output
+    assert all(w in result.output for w in words), result.output
+
+
 def test_pairs_without_any_signal_say_why(uninterrupted):
     result = invoke("pairs", "--run", uninterrupted[0])
     assert result.exit_code == 2 and "all wrong" in result.stderr and "collect.n_queries" in result.stderr

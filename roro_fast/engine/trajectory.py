@@ -47,7 +47,7 @@ class Cost:
 
     generated_flops: 2N per token kept in the final answer (the papers' count).
     total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens
-        that came from the prefix cache count as if run alone (`cached_tokens` of them), so that a cost is the answer's own.
+        that came from the prefix cache (`cached_tokens`) count as if run alone, so that a cost is the answer's own.
     seconds: wall clock from admission to finish.
     """
 
