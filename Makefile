@@ -17,6 +17,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m roro_fast.eval.tables README.md --check
 
 bench: $(READY)  ## every benchmark in bench/ops and bench/e2e
 	@set -e; found=; for f in bench/ops/bench_*.py bench/e2e/bench_*.py; do \

@@ -62,7 +62,42 @@ def nano_study(study: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", note])
 
 
-TABLES: dict[str, Table] = {"nano_study": Table("nano_study.json", nano_study)}
+def nano_pair(figures: Mapping[str, Any]) -> str:
+    """The nano pair against its required shape, and the small model's error by kind of step."""
+    kinds = figures["step_errors"]["small"]
+    checks = [_row(["required", "measured"]), _row(["---", "--:"])]
+    checks += [_row([name, value]) for name, (value, _) in figures["checks"].items()]
+    errors = [_row(["step kind", *kinds]), _row(["---"] + ["--:"] * len(kinds))]
+    for model, rates in figures["step_errors"].items():
+        errors.append(_row([f"error of {model}", *(f"{100 * rates[k]:.1f} %" for k in kinds)]))
+    small, large = figures["parameters"]
+    note = f"{figures['queries']} test queries, greedy; {small:,} and {large:,} parameters."
+    return "\n".join([*checks, "", *errors, "", note])
+
+
+def hf_step_loop(result: Mapping[str, Any]) -> str:
+    """Tokens per second of both, and the ratio."""
+    speed = result["tokens_per_second"]
+    rows = [_row(["", "tokens/s"]), _row(["---", "--:"])]
+    rows += [_row([name, f"{v:,.0f}"]) for name, v in speed.items()]
+    spread = f"{min(result['ratios']):.1f}-{max(result['ratios']):.1f}"
+    host = result["provenance"]["host"]
+    note = (
+        f"{result['ratio']:.1f}x (median of {len(result['ratios'])} interleaved rounds, {spread}); nano pair, "
+        f"{result['queries']} queries, the writer changes at a step with probability {result['switch_rate']:g}, one "
+        f"thread of {host['cpu']}, fp32. The loop runs one question at a time and prefills anew at each step."
+    )
+    return "\n".join([*rows, "", note])
+
+
+TABLES: dict[str, Table] = {
+    t.source.removesuffix(".json"): t
+    for t in (
+        Table("nano_study.json", nano_study),
+        Table("nano_pair.json", nano_pair),
+        Table("hf_step_loop.json", hf_step_loop),
+    )
+}
 
 
 def fill(text: str, results: Path, tables: Mapping[str, Table] = TABLES) -> str:
