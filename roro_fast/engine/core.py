@@ -255,7 +255,7 @@ class StepEngine:
         table = torch.from_numpy(kv.table[m, rows, :width]).to(device)
         kv_lens = torch.from_numpy(context).to(device)
         cu = torch.from_numpy(batch.cu_seqlens).to(device)
-        groups = make_groups(table, kv_lens, cu, kv.page_size)
+        groups = make_groups(table, kv_lens, cu, kv.pages[m][:, 0, 0])
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             kv.store(m, layer, write, k, v)

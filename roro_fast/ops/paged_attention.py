@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,14 +15,13 @@ class Group(NamedTuple):
     """n sequences of similar shape, padded to W queries and C keys. Padding repeats a sequence's own last token,
     so that nothing outside its context is ever read: what a free page holds, NaN included, cannot matter.
 
-    queries [n, W] int64 into the T query rows; valid [n, W] bool, None when all are; page, offset [n * C] int64;
-    seen [n, 1, W, C] bool, the causal mask.
+    queries [n, W] int64 into the T query rows; valid [n, W] bool, None when all are; tokens [n * C] int64, where keys
+    and values are, counted in tokens from the start of the pool; seen [n, 1, W, C] bool, the causal mask.
     """
 
     queries: torch.Tensor
     valid: torch.Tensor | None
-    page: torch.Tensor
-    offset: torch.Tensor
+    tokens: torch.Tensor
     seen: torch.Tensor
 
 
@@ -49,11 +49,16 @@ def paged_attention(
 
 
 def make_groups(
-    page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, page_size: int
+    page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, pages: torch.Tensor
 ) -> list[Group]:
-    """Sequences whose query lengths agree within 2x and contexts within 1.5x go together, which bounds the padding."""
+    """Sequences whose query lengths agree within 2x and contexts within 1.5x go together, which bounds the padding.
+
+    `pages` is `k_pages` of any layer: it tells how far apart pages are.
+    """
+    size, stride = pages.shape[1], _page_stride(pages)
+    offsets = torch.arange(size, device=kv_lens.device)
     q_lens = cu_seqlens.diff()
-    bucket = 1000 * torch.ceil(torch.log2(q_lens.double())) + torch.ceil(torch.log(kv_lens.double()) / 0.4055)
+    bucket = 1000 * torch.ceil(torch.log2(q_lens.double())) + torch.ceil(torch.log(kv_lens.double()) / math.log(1.5))
     bucket = bucket.where(q_lens > 0, -1.0)
     groups = []
     for b in bucket.unique().tolist():
@@ -63,14 +68,14 @@ def make_groups(
         lens, counts = kv_lens[rows, None], q_lens[rows, None]
         step = torch.arange(int(counts.max()), device=kv_lens.device)
         key = torch.arange(int(lens.max()), device=kv_lens.device)
-        token = torch.minimum(key, lens - 1)
-        page = page_table[rows[:, None], token // page_size]
+        used = page_table[rows, : -(-len(key) // size)] * stride
+        tokens = (used[..., None] + offsets).flatten(1)[:, : len(key)]
+        tokens = torch.where(key < lens, tokens, tokens.gather(1, lens - 1))
         groups.append(
             Group(
                 queries=cu_seqlens[rows, None] + torch.minimum(step, counts - 1),
                 valid=None if bool((counts == len(step)).all()) else step < counts,
-                page=page.flatten(),
-                offset=(token % page_size).flatten(),
+                tokens=tokens.flatten(),
                 seen=(key <= (lens - counts + step)[..., None])[:, None],
             )
         )
@@ -88,11 +93,12 @@ def reference(
 ) -> torch.Tensor:
     """Gather each group's keys and values into a rectangle and let torch's SDPA do the arithmetic."""
     if groups is None:
-        groups = make_groups(page_table, kv_lens, cu_seqlens, k_pages.shape[1])
+        groups = make_groups(page_table, kv_lens, cu_seqlens, k_pages)
     out = torch.empty_like(q)
+    k_tokens, v_tokens = _token_rows(k_pages), _token_rows(v_pages)
     for g in groups:
-        n = len(g.queries)
-        k, v = (_gather(x, g.page, g.offset).view(n, -1, *x.shape[2:]).transpose(1, 2) for x in (k_pages, v_pages))
+        shape = (len(g.queries), -1, *k_pages.shape[2:])
+        k, v = (x.index_select(0, g.tokens).view(shape).transpose(1, 2) for x in (k_tokens, v_tokens))
         o = F.scaled_dot_product_attention(
             q[g.queries].transpose(1, 2), k, v, attn_mask=g.seen, enable_gqa=q.shape[1] != k.shape[1]
         ).transpose(1, 2)
@@ -103,15 +109,21 @@ def reference(
     return out
 
 
-def _gather(pages: torch.Tensor, page: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Tokens (page, offset) as [n, Hkv, D]. Pools whose tokens are evenly spaced rows take the 3x faster row gather."""
+def _page_stride(pages: torch.Tensor) -> int:
+    """Tokens between the starts of two pages; the page size when tokens are not evenly spaced rows."""
+    _, size, heads, dim = pages.shape
+    across, along, *inner = pages.stride()
+    even = along == heads * dim and across % along == 0 and inner == [dim, 1]
+    return across // along if even else size
+
+
+def _token_rows(pages: torch.Tensor) -> torch.Tensor:
+    """[tokens, Hkv * D] in units of `_page_stride`: a view (3x faster to gather from), or a copy of an odd layout."""
     count, size, heads, dim = pages.shape
-    width, (across, along, *inner) = heads * dim, pages.stride()
-    if across % width or along != width or inner != [dim, 1]:
-        return pages[page, offset]
-    step = across // width
-    rows = pages.as_strided(((count - 1) * step + size, width), (width, 1))
-    return rows.index_select(0, page * step + offset)
+    stride, width = _page_stride(pages), heads * dim
+    if pages.stride()[1:] != (width, dim, 1) or pages.stride(0) != stride * width:
+        return pages.reshape(count * size, width)
+    return pages.as_strided((max(count - 1, 0) * stride + size, width), (width, 1))
 
 
 register(Implementation("paged_attention", "reference", reference))

@@ -45,21 +45,20 @@ def reference(
     top_p: torch.Tensor | None = None,
 ) -> SampledStep:
     x = logits.float()
-    top = x.amax(-1, keepdim=True) if x.numel() else x.new_zeros(x.shape[0], 1)
-    finite = torch.isfinite(top.squeeze(-1))  # amax propagates NaN
+    token = x.argmax(-1)  # of a row with NaN: the NaN
+    finite = torch.isfinite(x.gather(-1, token[:, None]).squeeze(-1))
     x = x.masked_fill(~finite[:, None], 0.0)
     logp = torch.log_softmax(x, -1)
     p = logp.exp()
     entropy = -(p * logp.nan_to_num(neginf=0.0)).sum(-1)
-    token = x.argmax(-1)
+    max_prob = p.gather(-1, token[:, None]).squeeze(-1)
     hot = temperature > 0
     if bool(hot.any()):
-        t = temperature.clamp_min(1e-6)[:, None]
-        scaled = torch.where(hot[:, None], x / t, x)
+        scaled = x / torch.where(hot, temperature, 1.0).clamp_min(1e-6)[:, None]
         token = torch.where(hot, _inverse_cdf(_truncate(scaled, top_k, top_p), uniforms), token)
     token = token.masked_fill(~finite, 0)
     logprob = logp.gather(-1, token[:, None]).squeeze(-1)
-    return SampledStep(token, logprob, entropy, p.amax(-1), finite)
+    return SampledStep(token, logprob, entropy, max_prob, finite)
 
 
 def _truncate(x: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None) -> torch.Tensor:

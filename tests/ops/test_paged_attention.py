@@ -78,7 +78,7 @@ def test_equals_a_plain_softmax(shapes: list[tuple[int, int]], page_size: int, h
 @pytest.mark.parametrize("layers", [1, 3])
 def test_groups_may_be_shared_among_layers_and_pools_strided(layers: int) -> None:
     c = case(SHAPES["catch-up"], 4, layers=layers)
-    groups = make_groups(c.page_table, c.kv_lens, c.cu_seqlens, 4)
+    groups = make_groups(c.page_table, c.kv_lens, c.cu_seqlens, c.k_pages)
     torch.testing.assert_close(paged_attention(*c[:6], groups=groups).double(), c.truth, atol=2e-6, rtol=0)
     odd = [p.transpose(1, 2).contiguous().transpose(1, 2) for p in (c.k_pages, c.v_pages)]  # head-major pages
     out = paged_attention(c.q, *odd, c.page_table, c.kv_lens, c.cu_seqlens)
@@ -88,7 +88,7 @@ def test_groups_may_be_shared_among_layers_and_pools_strided(layers: int) -> Non
 def test_padding_is_bounded() -> None:
     """One long prompt among decode rows must not blow the rectangles up."""
     c = case([(1, n) for n in range(1, 40)] + [(300, 300)], 4)
-    groups = make_groups(c.page_table, c.kv_lens, c.cu_seqlens, 4)
+    groups = make_groups(c.page_table, c.kv_lens, c.cu_seqlens, c.k_pages)
     padded = sum(g.seen.numel() for g in groups)
     assert padded <= 2 * 1.5 * sum(n * k for n, k in [*((1, n) for n in range(1, 40)), (300, 300)])
     assert len(groups) < 14
