@@ -18,7 +18,7 @@ from roro_fast.rubric.grammar import read, truth, verbs_of
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.seeds import group_by_query
-from roro_fast.train.lm import LMTrainer, group_advantages, grpo_loss, reference_of, rounded
+from roro_fast.train.lm import LMTrainer, Tick, group_advantages, grpo_loss, idle, reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
 
 T = TypeVar("T")
@@ -46,7 +46,14 @@ def truths(x: JudgeInput, labels: Sequence[str]) -> list[bool | None]:
     return [None if c is None else truth(c, x.view, verbs, labels) for c in found]
 
 
-def warm_up(judge: Judge, pairs: Sequence[Pair], seeds: Mapping[str, Rubric], config: RubricConfig, seed: int) -> float:
+def warm_up(
+    judge: Judge,
+    pairs: Sequence[Pair],
+    seeds: Mapping[str, Rubric],
+    config: RubricConfig,
+    seed: int,
+    tick: Tick = idle,
+) -> float:
     """SFT: verdicts on the pairs' trajectories under seed and random rubrics, alternately. Returns the last loss.
 
     Takes at most `config.sft_steps` updates; a model that reads well already needs few.
@@ -58,7 +65,7 @@ def warm_up(judge: Judge, pairs: Sequence[Pair], seeds: Mapping[str, Rubric], co
     batches = cycle(pool, config.batch_size, f"judge-sft/{seed}/order")
     loss = torch.tensor(float("nan"))
     right: deque[float] = deque(maxlen=WINDOW)
-    with LMTrainer(judge.model, config.sft_lr) as trainer:
+    with LMTrainer(judge.model, config.sft_lr, tick=tick) as trainer:
         for step in range(config.sft_steps):
             inputs = []
             for i, p in enumerate(next(batches)):
@@ -98,6 +105,7 @@ def train_judge(
     *,
     seed: int,
     loss: str = "grpo",
+    tick: Tick = idle,
 ) -> JudgePhase:
     """`config.steps` updates of about `config.batch_size` pairs with the Rubricor frozen.
 
@@ -118,7 +126,7 @@ def train_judge(
     batches = cycle(sorted(groups), max(1, config.batch_size // PAIRS_PER_QUERY), f"judge/{seed}")
     rng, generator = random.Random(f"judge/{seed}/pairs"), torch.Generator().manual_seed(seed)
     rewards, informative, drift = [], [], []
-    with LMTrainer(judge.model, config.judge_lr) as trainer:
+    with LMTrainer(judge.model, config.judge_lr, tick=tick) as trainer:
         for _ in range(config.steps):
             batch = [p for q in next(batches) for p in rng.sample(groups[q], min(PAIRS_PER_QUERY, len(groups[q])))]
             inputs = [JudgeInput(p.prompt, c.view, rubrics[p.query_id]) for p in batch for c in (p.chosen, p.rejected)]

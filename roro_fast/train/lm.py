@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,20 @@ from roro_fast.errors import CheckpointError
 from roro_fast.models.decoder import Decoder
 
 IGNORE = -100
+Tick = Callable[[], None]  # called after every update, for progress bars
+
+
+def idle() -> None:
+    """A Tick that does nothing."""
 
 
 class LMTrainer:
     """AdamW over all weights of a decoder, with gradient clipping. The model is trainable inside `with trainer:`."""
 
-    def __init__(self, model: Decoder, lr: float, *, weight_decay: float = 0.0, clip_norm: float = 1.0) -> None:
-        self.model, self.lr, self.clip_norm = model, lr, clip_norm
+    def __init__(
+        self, model: Decoder, lr: float, *, weight_decay: float = 0.0, clip_norm: float = 1.0, tick: Tick = idle
+    ) -> None:
+        self.model, self.lr, self.clip_norm, self.tick = model, lr, clip_norm, tick
         matrices = [p for p in model.parameters() if p.dim() > 1]
         vectors = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -44,6 +51,7 @@ class LMTrainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        self.tick()
         return float(norm)
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from typing import Any
 
 from roro_fast.errors import CheckpointError, DataError
@@ -32,19 +33,48 @@ def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     return judge, rubricor
 
 
+class _Bar:
+    """Counts updates; a phase that needs fewer than planned moves on to where it would have ended."""
+
+    def __init__(self, ctx: Context, total: int) -> None:
+        self.ctx, self.total, self.done = ctx, total, 0
+        self.info: dict[str, float] = {}
+        self.at(0)
+
+    def tick(self) -> None:
+        self.at(min(self.done + 1, self.total))
+
+    def at(self, done: int, accuracy: float | None = None) -> None:
+        if accuracy is not None:
+            self.info = {"pair_accuracy": accuracy}
+        self.done = done
+        self.ctx.progress(done, self.total, **self.info)
+
+
 def rubric(ctx: Context) -> dict[str, Any]:
     """Alternate on the run's pairs; leaves `judge/`, `rubricor/` and `rubrics.jsonl` in the run directory."""
     run, c = ctx.run, ctx.config.rubric
     judge, rubricor = load_models(ctx)
     queries = ctx.bench.queries("train")
-    total = len(phases(c)) + 1
+    steps = [2 * c.sft_steps if who == "warm-up" else c.steps for _, who in phases(c)]
+    ends = list(accumulate(steps))
+    written = -(-len(queries) // _CHUNK)
+    total = ends[-1] + written
+    bar = _Bar(ctx, total)
 
-    def told(row: dict[str, Any]) -> None:
-        ctx.progress(phases(c).index((row["round"], row["phase"])) + 1, total, pair_accuracy=row.get("accuracy", 0.0))
+    def phase_done(row: dict[str, Any]) -> None:
+        bar.at(ends[phases(c).index((row["round"], row["phase"]))], row.get("accuracy"))
 
-    ctx.progress(0, total)
     result = alternate(
-        judge, rubricor, load_pairs(run.path / PAIRS), c, seed=ctx.config.run.seed, out=run.path / ALTERNATION, log=told
+        judge,
+        rubricor,
+        load_pairs(run.path / PAIRS),
+        c,
+        seed=ctx.config.run.seed,
+        out=run.path / ALTERNATION,
+        log=phase_done,
+        others={q.id: q.prompt for q in queries},
+        tick=bar.tick,
     )
     judge.save(run.path / JUDGE)
     rubricor.save(run.path / RUBRICOR)
@@ -52,12 +82,13 @@ def rubric(ctx: Context) -> dict[str, Any]:
     for at in range(0, len(queries), _CHUNK):
         prompts = [q.prompt for q in queries[at : at + _CHUNK]]
         drafts += [d[0] for d in rubricor.write(prompts, max_new_tokens=c.max_tokens)]
+        bar.tick()
     rows = [
         {"query_id": q.id, "text": d.text, "fault": d.rubric.reason if isinstance(d.rubric, InvalidRubric) else ""}
         for q, d in zip(queries, drafts, strict=True)
     ]
     write_text(run.path / RUBRICS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    ctx.progress(total, total)
+    bar.at(total)
     faults = sum(bool(r["fault"]) for r in rows)
     return {"history": result.history, "rubrics": len(rows) - faults, "malformed": faults}
 

@@ -18,9 +18,11 @@ from roro_fast.rubric.seeds import group_by_query
 from roro_fast.train.judge_training import PAIRS_PER_QUERY, cycle
 from roro_fast.train.lm import (
     LMTrainer,
+    Tick,
     completion_batch,
     group_advantages,
     grpo_loss,
+    idle,
     reference_of,
     rounded,
     sft_loss,
@@ -31,7 +33,12 @@ LENGTH_BONUS, LONG = 0.1, 5.0
 
 
 def warm_up(
-    rubricor: Rubricor, prompts: Mapping[str, str], seeds: Mapping[str, Rubric], config: RubricConfig, seed: int
+    rubricor: Rubricor,
+    prompts: Mapping[str, str],
+    seeds: Mapping[str, Rubric],
+    config: RubricConfig,
+    seed: int,
+    tick: Tick = idle,
 ) -> float:
     """SFT on each query's seed rubric. `prompts` maps query ids to texts. Returns the last loss."""
     ids = sorted(q for q in seeds if q in prompts)
@@ -40,7 +47,7 @@ def warm_up(
     e = rubricor.encoder
     batches = cycle(ids, config.batch_size, f"rubricor-sft/{seed}")
     loss = torch.tensor(float("nan"))
-    with LMTrainer(rubricor.model, config.sft_lr) as trainer:
+    with LMTrainer(rubricor.model, config.sft_lr, tick=tick) as trainer:
         for step in range(config.sft_steps):
             batch = next(batches)
             heads, tails = [e.rubricor(prompts[q]) for q in batch], [e.completion(seeds[q]) for q in batch]
@@ -64,7 +71,7 @@ class RubricorPhase:
 
 
 def train_rubricor(
-    rubricor: Rubricor, judge: Judge, pairs: Sequence[Pair], config: RubricConfig, *, seed: int
+    rubricor: Rubricor, judge: Judge, pairs: Sequence[Pair], config: RubricConfig, *, seed: int, tick: Tick = idle
 ) -> RubricorPhase:
     """`config.steps` GRPO updates with the Judge frozen; an update takes about `config.batch_size` pairs.
 
@@ -78,7 +85,7 @@ def train_rubricor(
     batches = cycle(sorted(groups), max(1, config.batch_size // PAIRS_PER_QUERY), f"rubricor/{seed}")
     rng = random.Random(f"rubricor/{seed}/pairs")
     log: list[tuple[float, float, float, float, float]] = []
-    with LMTrainer(rubricor.model, config.rubricor_lr) as trainer:
+    with LMTrainer(rubricor.model, config.rubricor_lr, tick=tick) as trainer:
         for step in range(config.steps):
             batch = [rng.sample(groups[q], min(PAIRS_PER_QUERY, len(groups[q]))) for q in next(batches)]
             texts = [b[0].prompt for b in batch]
