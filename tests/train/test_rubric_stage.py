@@ -1,0 +1,140 @@
+"""The rubric stage inside a run: resumable, malformed rubrics counted, and usable by the router and the report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from roro_fast.cli import app
+from roro_fast.cli_stages import run_stages
+from roro_fast.config_io import load_config
+from roro_fast.errors import CheckpointError, DataError
+from roro_fast.rubric.format import Rubric
+from roro_fast.runs import RunDirectory
+from roro_fast.train import rubric_stage
+from roro_fast.train.context import Context
+from roro_fast.train.rubric_stage import load_judge, load_rubrics
+from roro_fast.train.setup import Workbench
+from tests.tiny import save_tiny
+
+SMALL = [
+    "run.name=r",
+    "task.n_train=32",
+    "task.n_calibrate=3",
+    "task.n_test=3",
+    "collect.n_queries=32",
+    "engine.max_num_seqs=64",
+    "engine.kv_bytes=8MiB",
+    "rubric.sft_steps=2",
+    "rubric.steps=1",
+    "rubric.rounds=1",
+    "rubric.group_size=2",
+    "rubric.batch_size=4",
+    "rubric.max_tokens=24",
+    "router.queries_per_step=4",
+    "router.group_size=2",
+    "router.steps=1",
+    "eval.n_boot=5",
+    "eval.n_view=1",
+    "eval.arms=[all_small, all_large, roro]",
+    "eval.budgets=[0.5]",
+    "calibrate.budgets=[0.5]",
+]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("reader"), hidden=16, seed=5)
+
+
+def settings(root, reader, *more):
+    return [f"run.dir={root}", *SMALL, f"rubric.judge={reader}", f"rubric.rubricor={reader}", *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, reader):
+    root = tmp_path_factory.mktemp("whole")
+    result = CliRunner().invoke(app, ["quickstart", *settings(root, reader, "router.process_reward=fixed_rubric")])
+    assert result.exit_code == 0, result.output
+    return root / "r", result
+
+
+def test_it_leaves_models_rubrics_and_a_table(whole):
+    run, result = whole
+    for name in ("judge/model.safetensors", "rubricor/model.safetensors", "rubrics.jsonl", "pairs.jsonl"):
+        assert (run / name).is_file()
+    rows = [json.loads(line) for line in (run / "rubrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "stages" / "rubric.json").read_text())["summary"]
+    assert len(rows) == 32 == summary["rubrics"] + summary["malformed"]
+    assert summary["malformed"] == sum(bool(r["fault"]) for r in rows) > 0  # an untrained Rubricor writes no rubric
+    assert [r["phase"] for r in summary["history"]] == ["warm-up", "judge", "rubricor"]
+    assert "Judge on held-out pairs" in result.output
+
+
+def test_the_judge_scores_the_router_and_the_report_counts_malformed_rubrics(whole):
+    run, _ = whole
+    history = json.loads((run / "routers" / "roro" / "history.json").read_text())
+    assert history[0]["process"] != 0.0 and history[0]["unscored"] == 0.0
+    report = json.loads((run / "report.json").read_text())
+    assert [r["round"] for r in report["judge"]] == [0, 1] and report["pairs"]["n_trajectories"] > 0
+    assert any("malformed" in note for note in report["notes"])
+
+
+def test_a_router_without_any_rubric_learns_from_outcome_and_cost(whole, reader, tmp_path):
+    result = CliRunner().invoke(
+        app, ["train", "--run", str(whole[0]), "router.process_reward=judge", "--redo", "router"]
+    )
+    assert result.exit_code == 0, result.output
+    row = json.loads((whole[0] / "routers" / "roro" / "history.json").read_text())[0]
+    assert row["unscored"] > 0
+
+
+class Stop(Exception):
+    """Stands for a crash between two phases."""
+
+
+def test_a_crash_between_phases_changes_nothing(whole, reader, tmp_path):
+    config = load_config("nano", settings(tmp_path, reader, "router.process_reward=fixed_rubric"))
+    run = RunDirectory.for_config(config)
+    run_stages(run, "pairs", Console(quiet=True))
+
+    def crash(done, total, **info):
+        if "pair_accuracy" in info:
+            raise Stop
+
+    with pytest.raises(Stop), run:
+        rubric_stage.rubric(Context(run, Workbench(config), crash))
+    state = json.loads((run.path / "rubric" / "alternation.json").read_text())
+    assert len(state["history"]) == 1 and not (run.path / "judge").exists()
+    run_stages(RunDirectory(run.path), "rubric", Console(quiet=True))
+    for name in ("judge", "rubricor"):
+        got, want = (load_file(d / name / "model.safetensors") for d in (run.path, whole[0]))
+        assert all((got[k] == want[k]).all() for k in want)
+    assert (run.path / "rubrics.jsonl").read_text() == (whole[0] / "rubrics.jsonl").read_text()
+
+
+def test_rubrics_are_read_back_and_faults_left_out(tmp_path):
+    text = "\n".join(f"- [Principle] (efficient allocation) at most {i} switches" for i in (1, 2, 3))
+    rows = [
+        {"query_id": "a", "text": text, "fault": ""},
+        {"query_id": "b", "text": "gibberish", "fault": "not a criterion line"},
+    ]
+    (tmp_path / "rubrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = RunDirectory(tmp_path, load_config("nano"))
+    found = load_rubrics(run)
+    assert list(found) == ["a"] and isinstance(found["a"], Rubric) and str(found["a"]) == text
+    (tmp_path / "rubrics.jsonl").write_text('{"query_id": "a"}\n')
+    with pytest.raises(DataError, match=r"rubrics\.jsonl:1: not a rubric row"):
+        load_rubrics(run)
+
+
+def test_missing_results_say_what_to_run(tmp_path):
+    run = RunDirectory(tmp_path, load_config("nano"))
+    with pytest.raises(CheckpointError, match=r"no trained Judge.*roro train"):
+        load_judge(run)
+    with pytest.raises(DataError, match="run the rubric stage first"):
+        load_rubrics(run)
