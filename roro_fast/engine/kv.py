@@ -126,8 +126,10 @@ class KVCache:
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget tokens from `length` on; the pages stay with the slot."""
-        self.kv_len[:, slot] = np.minimum(self.kv_len[:, slot], length)
-        self.shared[:, slot] |= self.num_pages[:, slot] > 0
+        for m in np.nonzero(self.kv_len[:, slot] > length)[0].tolist():
+            self.kv_len[m, slot] = length
+            again = self.table[m, slot, length // self.page_size : self.num_pages[m, slot]].tolist()
+            self.shared[m, slot] |= any(self.pool.refcount(m, page) > 1 for page in again)
 
     def fork(self, source: int, target: int) -> None:
         """Let `target` share every page of `source`; whoever writes a shared page first gets a private copy."""
