@@ -20,6 +20,7 @@ import torch
 from roro_fast.errors import CheckpointError
 from roro_fast.models import nano_tokenizer, train_nano
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import KINDS
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
@@ -31,7 +32,7 @@ HELD_OUT_SEED = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Recipe(train_nano.Recipe):
-    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: loss weights."""
+    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `told`, `format`: loss weights."""
 
     hidden: int = 96
     layers: int = 4
@@ -39,13 +40,15 @@ class Recipe(train_nano.Recipe):
     kv_heads: int = 3
     head_dim: int = 32
     intermediate: int = 256
-    steps: int = 4000
+    steps: int = 2500
     lr: float = 2e-3
     eval_every: int = 500
     read: int = 8
-    write: int = 8
-    recite: float = 1.5
-    format: float = 0.5
+    write: int = 4
+    recite: float = 0.5
+    told: float = 0.0
+    format: float = 0.3
+    focus: float = 0.0
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -56,10 +59,13 @@ def nano_tokenizer_at(directory: Path) -> object:
 
 
 class Pretraining:
-    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`."""
+    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    `init` is the `model/` of an earlier run to start from instead of random weights.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, init: Path | None = None) -> None:
+        self.recipe, self.out, self.init = recipe, out, init
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = nano_tokenizer_at(out / "tokenizer")
         self.encoder = PromptEncoder(self.tokenizer, LABELS)
@@ -67,6 +73,8 @@ class Pretraining:
         self.pad = nano_tokenizer.vocabulary().index("<pad>")
         self.model = Decoder(train_nano.decoder_config(recipe))
         train_nano.initialise(self.model, recipe.seed)
+        if init is not None:
+            assign(self.model, read_tensors(init), str(init))
         self.trainer = LMTrainer(self.model, recipe.lr, weight_decay=recipe.weight_decay)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if (out / "state.safetensors").is_file():
@@ -88,9 +96,9 @@ class Pretraining:
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
-        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write)
+        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write, focus=r.focus)
         losses = self.losses(batch)
-        weights = {"verdict": 1.0, "recital": r.recite, "told": r.format, "format": r.format}
+        weights = {"verdict": 1.0, "recital": r.recite, "told": r.told, "format": r.format}
         self.trainer.step(
             torch.stack([w * losses[k] for k, w in weights.items()]).sum(), train_nano.learning_rate(r, self.step)
         )
@@ -156,8 +164,8 @@ class Pretraining:
         checkpoint.save(path, self.model, self.tokenizer, {"role": "reader", "labels": LABELS})
         (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
         record = {
-            "command": "python -m roro_fast.train.pretrain_reader --out runs/reader",
             "recipe": asdict(self.recipe),
+            "started_from": None if self.init is None else json.loads((self.init / "train.json").read_text()),
             "parameters": self.model.config.num_params,
             "tokens": self.tokens,
             "cpu_seconds": round(self.seconds, 1),
@@ -169,10 +177,11 @@ class Pretraining:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the nano reader.")
     parser.add_argument("--out", type=Path, required=True, help="run directory; an existing one is resumed")
+    parser.add_argument("--init", type=Path, help="model directory of an earlier run to go on from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = Pretraining(cast(Recipe, train_nano.override(Recipe(), args.set)), args.out)
+    run = Pretraining(cast(Recipe, train_nano.override(Recipe(), args.set)), args.out, args.init)
     run.run()
     print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
 

@@ -101,8 +101,10 @@ def sample_rubric(rng: random.Random, prompt: str, size: tuple[int, int] = (MIN_
     return Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c in chosen))
 
 
-def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int) -> list[tuple[Claim, bool]]:
-    """Claims of which about half hold, per kind as far as the trajectory allows."""
+def _balanced(
+    rng: random.Random, view: View, verbs: tuple[str, ...], count: int, focus: float = 0.0
+) -> list[tuple[Claim, bool]]:
+    """Claims of which about half hold, per kind as far as the trajectory allows; `focus`: see `make_batch`."""
     options = claims(verbs, LABELS)
     rng.shuffle(options)
     pools: dict[tuple[str, bool], list[Claim]] = {}
@@ -110,7 +112,8 @@ def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int
         pools.setdefault((c.kind, truth(c, view, verbs, LABELS)), []).append(c)
     out: list[tuple[Claim, bool]] = []
     while len(out) < count:
-        key = (rng.choice(KINDS), rng.random() < 0.5)
+        focused = focus > 0 and rng.random() < focus
+        key = ("writes every" if focused else rng.choice(KINDS), rng.random() < 0.5)
         if pools.get(key):
             out.append((pools[key].pop(), key[1]))
     return out
@@ -129,8 +132,12 @@ def make_batch(
     read: int,
     write: int,
     count: tuple[int, int] = CLAIMS_PER_TRAJECTORY,
+    focus: float = 0.0,
 ) -> ReaderBatch:
-    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding)."""
+    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding).
+
+    `focus` of the sentences judged are "writes every ...", the hardest kind to read; the rest are of any kind.
+    """
     rng = random.Random(f"reader/{seed}/{step}")
     lines = rng.randint(4, 8)
     ids: list[list[int]] = []
@@ -143,7 +150,7 @@ def make_batch(
         prompt, steps = sample_query(rng, lines)
         verbs = verbs_of(prompt)
         view = sample_view(rng, steps, verbs, len(LABELS))
-        judged = _balanced(rng, view, verbs, rng.randint(*count))
+        judged = _balanced(rng, view, verbs, rng.randint(*count), focus)
         rubric = Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c, _ in judged))
         encoded = encoder.judge(prompt, view, rubric)
         ids.append(encoded.ids)
