@@ -81,7 +81,7 @@ def rubric(ctx: Context) -> dict[str, Any]:
     drafts: list[Draft] = []
     for at in range(0, len(queries), _CHUNK):
         prompts = [q.prompt for q in queries[at : at + _CHUNK]]
-        drafts += [d[0] for d in rubricor.write(prompts, max_new_tokens=c.max_tokens)]
+        drafts += rubricor.compose(prompts, seed=ctx.config.run.seed + at, max_new_tokens=c.max_tokens)
         bar.tick()
     rows = [
         {"query_id": q.id, "text": d.text, "fault": d.rubric.reason if isinstance(d.rubric, InvalidRubric) else ""}
