@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "collate"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--resamples", type=int, default=2000)
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.action == "collate":
