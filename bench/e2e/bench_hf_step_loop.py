@@ -2,8 +2,8 @@
 
     python bench/e2e/bench_hf_step_loop.py [--queries 64] [--rounds 3] [--switch 0.5]
 
-Both get the nano pair, the same ledger questions and the same list of routing decisions, greedy, in fp32, on one thread.
-The gate comes first: every token must agree, or no time is printed. Rounds interleave the two; the ratio is the median.
+Both get the nano pair, the same ledger questions and the same routing decisions, greedy, in fp32, on one thread. The
+gate comes first: every token must agree, or no time is printed. Rounds interleave the two; the ratio is the median.
 The last line of stdout is one JSON document, also written to bench/results/hf_step_loop.json.
 """
 

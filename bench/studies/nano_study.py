@@ -1,7 +1,7 @@
 """The nano study: every baseline, outcome-only GRPO, RoRo and its controls, several seeds, one test split.
 
-    python bench/studies/nano_study.py run --seeds 0 1 2 3 4      # resumable; split the seeds over processes to go faster
-    python bench/studies/nano_study.py collate                    # bench/results/nano_study.json and the README table
+    python bench/studies/nano_study.py run --seeds 0 1 2 3 4   # resumable; split the seeds over processes to go faster
+    python bench/studies/nano_study.py collate                 # bench/results/nano_study.json and the README table
 
 Each seed is a run directory of the `nano_study` preset: its own collection, pairs, alternation and routers. Thresholds
 and budgets are fitted on the calibrate split; nothing is chosen on the test split.
@@ -58,10 +58,9 @@ def measure(ctx: Context, arm: str) -> None:
     start = time.perf_counter()
     points = runner(ctx, "test").run(arm, settings, seed=ctx.config.run.seed)
     save_points(path, points)
-    best = max(points, key=lambda p: float(p.correct.mean()))
-    console.print(
-        f"seed {ctx.config.run.seed} {arm}: best accuracy {best.correct.mean():.3f}, {time.perf_counter() - start:.0f} s"
-    )
+    best = max(float(p.correct.mean()) for p in points)
+    seconds = time.perf_counter() - start
+    console.print(f"seed {ctx.config.run.seed} {arm}: best accuracy {best:.3f}, {seconds:.0f} s")
 
 
 def train_controls(ctx: Context) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from roro_fast.engine import StepEngine, Trajectory
+from roro_fast.engine import RoutingPolicy, StepEngine, Trajectory
 from roro_fast.eval.sweep import Runner
 from roro_fast.files import write_json
 from roro_fast.models import nano
@@ -53,7 +53,11 @@ def measure(models: list[Decoder], queries: list[Query]) -> dict[str, Any]:
     task = Ledger()
     prompts = [(q, tokenizer(q.prompt)["input_ids"]) for q in queries]
     runner = Runner(StepEngine(models, tokenizer), task, prompts, LIMITS)
-    policies = {"small": Constant(0, "small"), "large": Constant(1, "large"), "oracle": Oracle(task)}
+    policies: dict[str, RoutingPolicy] = {
+        "small": Constant(0, "small"),
+        "large": Constant(1, "large"),
+        "oracle": Oracle(task),
+    }
     runs = {name: runner.trajectories(policy, name) for name, policy in policies.items()}
     acc = {name: accuracy(ts) for name, ts in runs.items()}
     cost = {name: sum(t.cost.generated_flops for t in ts) for name, ts in runs.items()}

@@ -23,7 +23,7 @@ from roro_fast.rubric.render import view_of
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.runs import RunDirectory
 from roro_fast.train.context import Context
-from roro_fast.train.router_stage import ROUTERS
+from roro_fast.train.router_stage import RORO, ROUTERS
 from roro_fast.train.rubric_stage import JUDGE, RUBRICOR, load_judge
 
 REPORT, DATA = "report.html", "report.json"
@@ -66,7 +66,7 @@ def curves(run: RunDirectory) -> list[Curve]:
         path = run.path / ROUTERS / arm / "history.json"
         rows = read_json(path) if path.is_file() else []
         for key, metric in _CURVES.items():
-            if rows and key in rows[0] and not (arm != "roro" and key == "process"):
+            if rows and key in rows[0] and not (arm != RORO and key == "process"):
                 steps = [float(i) for i in range(1, len(rows) + 1)]
                 out.append(Curve(arm, run.config.run.seed, metric, steps, [float(r[key]) for r in rows]))
     return out
@@ -115,7 +115,7 @@ def viewed(ctx: Context) -> list[ViewTrajectory]:
     out = []
     for query_id, query in queries.items():
         large = found.get((query_id, "all_large"))
-        for arm in ctx.config.eval.arms:
+        for arm in sorted(ctx.config.eval.arms, key=lambda a: a != RORO):
             t = found.get((query_id, arm))
             if t is None:
                 continue
@@ -173,8 +173,12 @@ def provenance(run: RunDirectory) -> dict[str, str]:
 
 
 def notes(run: RunDirectory) -> list[str]:
-    """Counted skips that a reader should know of."""
+    """Counted skips and ties that a reader should know of."""
     out = []
+    last = next(iter(_summary(run, "rubric").get("history", [])[-1:]), {})
+    if last.get("ties"):
+        share = f"{100 * last['ties']:.0f} %"
+        out.append(f"The Judge scores {share} of the held-out pairs equal in the end; a tie counts as a wrong order.")
     for stage in ("collect", "rubric"):
         s = _summary(run, stage)
         refused = s.get("finish", {}).get("refused", 0)

@@ -6,6 +6,7 @@ confidences of the all-small answer: around its sharpest drop (critical), away f
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -19,11 +20,16 @@ FIRST_WAVE = ("all_small", "all_large", "confidence", "policy")
 SECOND_WAVE = ("random_budget", "critical", "anti_critical")
 
 
-def critical_step(confidences: Sequence[float]) -> int:
-    """Index where confidence drops most from the step before; step 0 counts its drop from certainty."""
-    before = [1.0, *confidences[:-1]]
-    drops = [a - b for a, b in zip(before, confidences, strict=True)]
-    return max(range(len(drops)), key=lambda i: (drops[i], -i))
+def confidences(all_small: Trajectory) -> list[float]:
+    """exp(mean token log-prob) of each step."""
+    return [math.exp(s.mean_logprob) for s in all_small.steps]
+
+
+def critical_step(confidence: Sequence[float]) -> int:
+    """Index of the step at which confidence drops most from the step before it (from 1 before the first)."""
+    before = [1.0, *confidence]
+    drops = [a - b for a, b in zip(before, confidence, strict=False)]
+    return max(range(len(drops)), key=drops.__getitem__)
 
 
 def first_wave(
@@ -71,7 +77,7 @@ def second_wave(
             continue
         rng = random.Random(f"{seed}/{query.id}")
         n = len(base.steps)
-        at = critical_step([p.min_logprob for p in base.steps])
+        at = critical_step(confidences(base))
         window = {i for i in (at - 1, at, at + 1) if 0 <= i < n}
         for arm in arms:
             for j in range(samples if arm == "random_budget" else 1):

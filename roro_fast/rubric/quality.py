@@ -8,12 +8,13 @@ the query's all-small trajectory. The gold answer plays no part.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from roro_fast.engine.trajectory import Trajectory
-from roro_fast.routing.collect import critical_step
+from roro_fast.routing.collect import confidences, critical_step
+
+__all__ = ["Formula", "all_small_of", "confidences", "critical_step", "process_quality"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,6 @@ class Formula:
     weights: tuple[float, float, float] = (0.4, 0.3, 0.3)
     sure: float = 0.95
     window: int = 0
-
-
-def confidences(all_small: Trajectory) -> list[float]:
-    """exp(mean token log-prob) of each step."""
-    return [math.exp(s.mean_logprob) for s in all_small.steps]
 
 
 def all_small_of(trajectories: Iterable[Trajectory]) -> Trajectory | None:

@@ -22,7 +22,7 @@ class ProcessReward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """Per trajectory, float64 [N]: total = outcome - lambda * cost_share + beta * process. `unscored` counts NaN scores."""
+    """Per trajectory, float64 [N]: total = outcome - lambda * cost_share + beta * process; `unscored` counts NaNs."""
 
     total: np.ndarray
     outcome: np.ndarray
@@ -53,9 +53,7 @@ def combine(
     return Rewards(outcome - lambda_cost * share + beta * s, outcome, share, s, int(missing.sum()))
 
 
-def group_advantage(
-    rewards: np.ndarray, groups: Sequence[str], scale: str = "group", eps: float = 1e-4
-) -> np.ndarray:
+def group_advantage(rewards: np.ndarray, groups: Sequence[str], scale: str = "group", eps: float = 1e-4) -> np.ndarray:
     """R minus its group's mean, over a standard deviation; float64 [N], 0 for a lone member.
 
     scale: "group" divides by each group's own deviation (GRPO, arXiv 2402.03300, eq. 3); "batch" by that of all centred

@@ -21,7 +21,7 @@ from roro_fast.train.rollout import verify
 
 @dataclass(slots=True)
 class DecisionBatch:
-    """Flattened decisions of many trajectories: features [D, F], actions [D], behaviour log-probs [D], advantages [D]."""
+    """Decisions of many trajectories: features [D, F]; actions, behaviour log-probs and advantages [D]."""
 
     features: torch.Tensor
     actions: torch.Tensor
