@@ -175,7 +175,7 @@ def provenance(run: RunDirectory) -> dict[str, str]:
 def notes(run: RunDirectory) -> list[str]:
     """Counted skips and ties that a reader should know of."""
     out = []
-    last = next(iter(_summary(run, "rubric").get("history", [])[-1:]), {})
+    last: Mapping[str, Any] = next(iter(_summary(run, "rubric").get("history", [])[-1:]), {})
     if last.get("ties"):
         share = f"{100 * last['ties']:.0f} %"
         out.append(f"The Judge scores {share} of the held-out pairs equal in the end; a tie counts as a wrong order.")
