@@ -295,7 +295,6 @@ class StepEngine:
                 self._decide(rows[good], hidden[torch.from_numpy(good).to(hidden.device)].float())
             # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
         live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
-        live &= slots.length[rows] == self.kv.kv_len[m, rows]
         for s in rows[~finite & (slots.phase[rows] != Phase.FREE)].tolist():
             for j in range(self.num_models):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())

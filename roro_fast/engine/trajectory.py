@@ -65,7 +65,7 @@ class Cost:
 class Trajectory:
     """One finished (or refused) routed answer.
 
-    `finish_reason`: "eos", "length" (token cap), "steps" (step cap), "context" (context full), "cancelled", "nan".
+    `finish_reason`: "eos", "length" (token cap), "steps" (step cap), "context" (context full), "nan", "refused".
     `arm` names the collection strategy or policy, `sample` the index within the query's group.
     """
 

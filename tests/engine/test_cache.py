@@ -74,6 +74,17 @@ def test_hits_are_counted_once_however_long_a_row_waits() -> None:
     assert ran + e.kv.stats.hit_tokens == 4 * 33
 
 
+def test_a_page_cut_by_a_chunk_is_not_shared_yet() -> None:
+    """The leader's first chunk ends inside a page; followers must not take the half-written page."""
+    rows = [Request(COMMON, sample=i, max_new_tokens=8, tag={"id": i}) for i in range(4)]
+    want = run(engine(), rows[:1])[0]
+    e = engine(max_num_seqs=4, page_size=8, max_batch_tokens=13)
+    for t in run(e, rows).values():
+        assert t.token_ids == want.token_ids
+        audit(e, t, greedy=True)
+    assert e.kv.stats.hit_tokens > 0
+
+
 def test_different_models_do_not_share_pages() -> None:
     e = engine([pairs.exact(0), pairs.exact(0)], page_size=4)
     assert forwarded(e, [Request(COMMON, max_new_tokens=1, tag={"id": 0})]) == [33, 0]
