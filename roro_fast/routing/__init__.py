@@ -5,5 +5,6 @@ from roro_fast.routing.policy import PolicyConfig, PolicyNetwork
 from roro_fast.routing.state import SIGNALS, signals
 
 __all__ = [
-    "SIGNALS", "ConfidenceThreshold", "Constant", "Oracle", "PolicyConfig", "PolicyNetwork", "RandomRouter", "Scripted", "signals",
+    "SIGNALS", "ConfidenceThreshold", "Constant", "Oracle", "PolicyConfig", "PolicyNetwork", "RandomRouter", "Scripted",
+    "signals",
 ]  # fmt: skip
