@@ -31,9 +31,9 @@ def test_overrides_apply_in_order_and_are_typed():
         "nano", ["router.lr=1e-4", "router.steps=3", "router.steps=4", "collect.arms=[all_small, all_large]"]
     )
     assert (c.router.lr, c.router.steps, c.collect.arms) == (1e-4, 4, ["all_small", "all_large"])
-    again = load_config(c, ["router.hidden=true"])
-    assert again.router == dataclasses.replace(c.router, hidden=True)
-    assert c.router.hidden is False
+    again = load_config(c, ["router.width=7"])
+    assert again.router == dataclasses.replace(c.router, width=7)
+    assert c.router.width != 7
 
 
 def test_delimiter_keeps_its_line_breaks(tmp_path):
@@ -74,7 +74,6 @@ def test_sizes(text, size):
         ("router.beta=-0.1", ["router.beta"]),
         ("router.action_space=jump", ["router.action_space", "regenerate"]),
         ("router.process_reward=vibes", ["router.process_reward", "fixed_rubric"]),
-        ("router.signals=false", ["router.signals", "router.hidden"]),
         ("router.group_size=1", ["router.group_size", "2 or more"]),
         ("router.clip_high=0.1", ["router.clip_high", "clip_low"]),
         ("router.lr=0", ["router.lr", "greater than 0"]),
@@ -114,8 +113,14 @@ def test_bad_override_names_key_and_fix(override, words):
         assert w in message
 
 
+def test_a_router_must_see_something():
+    assert load_config("nano", ["router.signals=false", "router.hidden=true"]).router.signals is False
+    with pytest.raises(ConfigError, match=r"router\.signals: .*router\.hidden"):
+        load_config("nano", ["router.signals=false", "router.hidden=false"])
+
+
 def test_regenerate_needs_a_pair():
-    three = ["models.paths=[a, b, c]", "models.labels=[x, y, z]"]
+    three = ["models.paths=[a, b, c]", "models.labels=[x, y, z]", "router.action_space=next"]
     assert load_config("nano", three).router.action_space == "next"
     with pytest.raises(ConfigError, match="router.action_space"):
         load_config("nano", [*three, "router.action_space=regenerate"])
