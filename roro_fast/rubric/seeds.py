@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roro_fast.rubric.format import AXES, HARD_RULE, MAX_CRITERIA, MIN_CRITERIA, PRINCIPLE, WEIGHTS, Rubric
-from roro_fast.rubric.grammar import Claim, axis_of, claims, criterion, truth, verbs_of
+from roro_fast.rubric.grammar import NUMBERED, Claim, axis_of, claims, criterion, truth, verbs_of
 from roro_fast.rubric.pairs import Pair
 
 RULE_WEIGHTS = {"outcome": 2.0, "cost": 1.0, "process": 1.0}
@@ -28,14 +28,14 @@ class SeedConfig:
     """`shrinkage`: pair weight that the corpus-wide evidence counts for; `caution`: pair weight without evidence in the
     corpus, so that rare sentences weigh little. `hard`: evidence that makes a Hard Rule; `least`: evidence below which
     nothing is added past the third criterion. `repeat_axis`: evidence a sentence gives up per criterion already on its
-    axis. `general`: evidence credited to "writes every ..." over naming one of its lines."""
+    axis. `kinds`: kinds of sentence to choose from, by default those that the packaged reader reads without error."""
 
     shrinkage: float = 60.0
     caution: float = 30.0
     hard: float = 0.25
     least: float = 0.05
     repeat_axis: float = 0.02
-    general: float = 0.02
+    kinds: tuple[str, ...] = NUMBERED
 
 
 def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
@@ -57,11 +57,11 @@ def seed_rubrics(
     `others` maps ids of further queries to their texts; having no pairs, they get what the corpus says about them.
     """
     config = config or SeedConfig()
-    tables = {q: _Table.of(group[0].prompt, group, labels) for q, group in group_by_query(pairs).items()}
+    tables = {q: _Table.of(group[0].prompt, group, labels, config.kinds) for q, group in group_by_query(pairs).items()}
     corpus = _corpus_evidence(tables.values(), config.caution)
     for q, prompt in (others or {}).items():
         if q not in tables and verbs_of(prompt):
-            tables[q] = _Table.of(prompt, [], labels)
+            tables[q] = _Table.of(prompt, [], labels, config.kinds)
     return {q: _select(t, corpus, labels, config, most) for q, t in tables.items() if len(t.claims) >= MIN_CRITERIA}
 
 
@@ -75,10 +75,11 @@ class _Table:
     weight: np.ndarray
 
     @classmethod
-    def of(cls, prompt: str, pairs: Sequence[Pair], labels: Sequence[str]) -> _Table:
+    def of(cls, prompt: str, pairs: Sequence[Pair], labels: Sequence[str], kinds: Sequence[str]) -> _Table:
         verbs = verbs_of(prompt)
         views = {v: i for i, v in enumerate(dict.fromkeys(x.view for p in pairs for x in (p.chosen, p.rejected)))}
-        options = claims(verbs, labels, None if verbs else max(len(v.models) for v in views))
+        steps = None if verbs else max(len(v.models) for v in views)
+        options = [c for c in claims(verbs, labels, steps) if c.kind in kinds]
         holds = np.array([[truth(c, v, verbs, labels) for v in views] for c in options], dtype=np.float64)
         holds = holds.reshape(len(options), len(views))
         chosen, rejected = [views[p.chosen.view] for p in pairs], [views[p.rejected.view] for p in pairs]
@@ -115,7 +116,6 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
     tags = [HARD_RULE if s >= config.hard else PRINCIPLE for s in strength]
     value = table.votes * np.array([WEIGHTS[t] for t in tags])[:, None]
     axes = [axis_of(c, labels) for c in table.claims]
-    general = config.general * np.array([c.kind == "writes every" for c in table.claims])
     chosen: list[int] = []
     total = np.zeros(len(table.weight))
     while len(chosen) < most:
@@ -123,7 +123,7 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
             ((total + value) > 1e-9) @ table.weight / max(mass, 1.0)
         )  # share of pair weight ordered right with each added
         crowded = np.array([sum(axes[j] == a for j in chosen) for a in axes])
-        merit = ordered + strength + general - config.repeat_axis * crowded
+        merit = ordered + strength - config.repeat_axis * crowded
         merit[_said(table, chosen)] -= 2.0
         merit[chosen] = -np.inf
         i = int(merit.argmax())

@@ -3,6 +3,7 @@
     python -m roro_fast.train.pretrain_reader --out runs/reader
 
 It learns to read (who wrote which line, is a sentence true) and to write the rubric format, from `reader_data` only.
+The packaged reader had a second stage; roro_fast/assets/nano/reader/README.md has both commands.
 The same command resumes an interrupted run and continues to the identical loss curve.
 """
 
@@ -22,7 +23,7 @@ from roro_fast.models import nano_tokenizer, train_nano
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric import checkpoint
-from roro_fast.rubric.grammar import KINDS
+from roro_fast.rubric.grammar import KINDS, NUMBERED
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
 from roro_fast.train.lm import LMTrainer, cross_entropy, sft_loss
 from roro_fast.train.reader_data import LABELS, ReaderBatch, make_batch, reading_sets
@@ -32,7 +33,10 @@ HELD_OUT_SEED = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Recipe(train_nano.Recipe):
-    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `told`, `format`: loss weights."""
+    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `told`, `format`: loss weights.
+
+    `every`: 1 if "writes every ..." is among the sentences to write. `drill`: 1 if look-ups in the query follow them.
+    """
 
     hidden: int = 96
     layers: int = 4
@@ -48,7 +52,8 @@ class Recipe(train_nano.Recipe):
     recite: float = 0.5
     told: float = 0.0
     format: float = 0.3
-    focus: float = 0.0
+    every: int = 1
+    drill: int = 0
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -96,7 +101,16 @@ class Pretraining:
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
-        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write, focus=r.focus)
+        batch = make_batch(
+            self.encoder,
+            self.pad,
+            r.seed,
+            self.step,
+            r.read,
+            r.write,
+            kinds=KINDS if r.every else NUMBERED,
+            drill=bool(r.drill),
+        )
         losses = self.losses(batch)
         weights = {"verdict": 1.0, "recital": r.recite, "told": r.told, "format": r.format}
         self.trainer.step(
@@ -159,10 +173,12 @@ class Pretraining:
         part.replace(log)
 
     def export(self) -> None:
-        """`<out>/model`: a Hugging Face directory with tokenizer, roro.json, the log and `train.json`."""
+        """`<out>/model`: a Hugging Face directory with tokenizer, roro.json, `train.json` and the logs."""
         path = self.out / "model"
         checkpoint.save(path, self.model, self.tokenizer, {"role": "reader", "labels": LABELS})
         (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
+        if self.init is not None:
+            (path / "init_log.jsonl").write_text((self.init / "train_log.jsonl").read_text())
         record = {
             "recipe": asdict(self.recipe),
             "started_from": None if self.init is None else json.loads((self.init / "train.json").read_text()),

@@ -7,16 +7,18 @@ grammar; verdicts are the sentences' programmatic truth. A batch is a pure funct
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from roro_fast.rubric.format import HARD_RULE, MAX_CRITERIA, MIN_CRITERIA, PRINCIPLE, Rubric
-from roro_fast.rubric.grammar import KINDS, Claim, claims, criterion, truth, verbs_of
+from roro_fast.rubric.grammar import KINDS, NUMBERED, Claim, claims, criterion, truth, verbs_of
 from roro_fast.rubric.prompts import PromptEncoder
 from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import MODULUS, render_query, render_steps, sample_problem, split_of
+from roro_fast.train.lm import IGNORE
 
 LABELS = ("small", "large")
 CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision
@@ -27,7 +29,7 @@ class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
     `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric;
     `told` [W, 2] likewise: the words of the rubric itself. `write` [B2, S2] Rubricor prompt + rubric; `targets`
-    [B2, S2], -100 where not trained."""
+    [B2, S2], IGNORE where not trained."""
 
     read: torch.Tensor
     rows: torch.Tensor
@@ -85,26 +87,26 @@ def sample_view(rng: random.Random, steps: list[str], verbs: tuple[str, ...], nu
     return View(tuple(steps), tuple(models), tuple(costs))
 
 
-def sample_claims(rng: random.Random, options: list[Claim], count: int) -> list[Claim]:
-    """`count` distinct claims, kinds equally likely."""
-    pools = {k: [c for c in options if c.kind == k] for k in KINDS}
+def sample_claims(rng: random.Random, options: list[Claim], count: int, kinds: Sequence[str] = NUMBERED) -> list[Claim]:
+    """`count` distinct claims, `kinds` equally likely."""
+    pools = {k: [c for c in options if c.kind == k] for k in kinds}
     out: list[Claim] = []
     while len(out) < count:
-        pool = pools[rng.choice(KINDS)]
+        pool = pools[rng.choice(kinds)]
         if pool:
             out.append(pool.pop(rng.randrange(len(pool))))
     return out
 
 
-def sample_rubric(rng: random.Random, prompt: str, size: tuple[int, int] = (MIN_CRITERIA, MAX_CRITERIA)) -> Rubric:
-    chosen = sample_claims(rng, claims(verbs_of(prompt), LABELS), rng.randint(*size))
+def sample_rubric(rng: random.Random, prompt: str, kinds: Sequence[str] = NUMBERED) -> Rubric:
+    """A random rubric about a ledger query."""
+    count = rng.randint(MIN_CRITERIA, MAX_CRITERIA)
+    chosen = sample_claims(rng, claims(verbs_of(prompt), LABELS), count, kinds)
     return Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c in chosen))
 
 
-def _balanced(
-    rng: random.Random, view: View, verbs: tuple[str, ...], count: int, focus: float = 0.0
-) -> list[tuple[Claim, bool]]:
-    """Claims of which about half hold, per kind as far as the trajectory allows; `focus`: see `make_batch`."""
+def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int) -> list[tuple[Claim, bool]]:
+    """Claims of which about half hold, per kind as far as the trajectory allows."""
     options = claims(verbs, LABELS)
     rng.shuffle(options)
     pools: dict[tuple[str, bool], list[Claim]] = {}
@@ -112,8 +114,7 @@ def _balanced(
         pools.setdefault((c.kind, truth(c, view, verbs, LABELS)), []).append(c)
     out: list[tuple[Claim, bool]] = []
     while len(out) < count:
-        focused = focus > 0 and rng.random() < focus
-        key = ("writes every" if focused else rng.choice(KINDS), rng.random() < 0.5)
+        key = (rng.choice(KINDS), rng.random() < 0.5)
         if pools.get(key):
             out.append((pools[key].pop(), key[1]))
     return out
@@ -132,11 +133,12 @@ def make_batch(
     read: int,
     write: int,
     count: tuple[int, int] = CLAIMS_PER_TRAJECTORY,
-    focus: float = 0.0,
+    kinds: Sequence[str] = KINDS,
+    drill: bool = False,
 ) -> ReaderBatch:
     """`read` Judge prompts and `write` rubrics over queries of one line count (little padding).
 
-    `focus` of the sentences judged are "writes every ...", the hardest kind to read; the rest are of any kind.
+    `kinds` of sentences to write; with `drill`, look-ups in the query follow each rubric.
     """
     rng = random.Random(f"reader/{seed}/{step}")
     lines = rng.randint(4, 8)
@@ -145,12 +147,12 @@ def make_batch(
     recited: list[tuple[int, int, int]] = []
     told: list[tuple[int, int, int]] = []
     verdicts: list[bool] = []
-    kinds: list[int] = []
+    asked_kinds: list[int] = []
     for b in range(read):
         prompt, steps = sample_query(rng, lines)
         verbs = verbs_of(prompt)
         view = sample_view(rng, steps, verbs, len(LABELS))
-        judged = _balanced(rng, view, verbs, rng.randint(*count), focus)
+        judged = _balanced(rng, view, verbs, rng.randint(*count))
         rubric = Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c, _ in judged))
         encoded = encoder.judge(prompt, view, rubric)
         ids.append(encoded.ids)
@@ -160,13 +162,13 @@ def make_batch(
         told += [(b, at, ids[-1][at + 1]) for at in range(head - 1, len(ids[-1]) - 1) if at not in slots]
         recited += [(b, at, label) for at, label in _recite(rng, encoder, view, verbs, ids[-1])]
         verdicts += [t for _, t in judged]
-        kinds += [KINDS.index(c.kind) for c, _ in judged]
+        asked_kinds += [KINDS.index(c.kind) for c, _ in judged]
     padded = _pad(ids, pad)
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
     asked, words = (torch.tensor([(b * width + at, token) for b, at, token in x]) for x in (recited, told))
-    written, targets = _rubrics(rng, encoder, pad, lines, write)
-    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, words, written, targets)
+    written, targets = _rubrics(rng, encoder, pad, lines, write, kinds, drill)
+    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(asked_kinds), asked, words, written, targets)
 
 
 def _recite(
@@ -199,15 +201,35 @@ def _recite(
 
 
 def _rubrics(
-    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int
+    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int, kinds: Sequence[str], drill: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     inputs, targets = [], []
     for _ in range(count):
         prompt, _ = sample_query(rng, lines)
-        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt))
-        inputs.append(head + tail[:-1])
-        targets.append([-100] * (len(head) - 1) + tail)
-    return _pad(inputs, pad), _pad(targets, -100)
+        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, kinds))
+        ids, wanted = head + tail, [IGNORE] * (len(head) - 1) + tail
+        if drill:
+            _drill(rng, encoder, verbs_of(prompt), ids, wanted)
+        inputs.append(ids[:-1])
+        targets.append(wanted)
+    return _pad(inputs, pad), _pad(targets, IGNORE)
+
+
+def _drill(
+    rng: random.Random, encoder: PromptEncoder, verbs: tuple[str, ...], ids: list[int], wanted: list[int]
+) -> None:
+    """Append look-ups in the query: "line #k <verb>" for every line and "<verb> <its marks>" for every verb."""
+
+    def say(question: str, answer: str) -> None:
+        for text, asked in ((question, False), (answer, True)):
+            tokens = encoder.piece(text)
+            ids.extend(tokens)
+            wanted.extend(tokens if asked else [IGNORE] * len(tokens))
+
+    for k in rng.sample(range(len(verbs)), len(verbs)):
+        say(f" line #{k + 1}", f" {verbs[k]}")
+    for verb in rng.sample(sorted(set(verbs)), len(set(verbs))):
+        say(f" {verb}", "".join(f" #{i}" for i, v in enumerate(verbs, 1) if v == verb))
 
 
 def reading_sets(encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int) -> list[Any]:

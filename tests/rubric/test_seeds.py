@@ -7,7 +7,7 @@ import pytest
 from roro_fast.rubric.format import AXES, HARD_RULE, Rubric, parse
 from roro_fast.rubric.grammar import checker, read, truth, verbs_of
 from roro_fast.rubric.pairs import build_pairs
-from roro_fast.rubric.seeds import group_by_query, seed_rubrics
+from roro_fast.rubric.seeds import SeedConfig, group_by_query, seed_rubrics
 from tests.rubric.samples import POOL, queries, routed
 
 HARD_KINDS = ("add2", "sub2", "mul")
@@ -103,9 +103,17 @@ def test_queries_without_pairs_get_what_the_corpus_says(pairs, seeds):
     assert {q: found[q] for q in seeds} == seeds and set(found) == set(seeds) | set(others)
     by_id = {q.id: q for q in queries(200)}
     asked = {
-        (by_id[q].meta["kinds"][verbs_of(by_id[q].prompt).index(claim.verb)], claim.label)
+        ((*by_id[q].meta["kinds"], "total")[claim.number - 1], claim.label)
         for q in others
         for claim in (read(c.sentence) for c in found[q].criteria if c.tag == HARD_RULE)
-        if claim.kind == "writes every"
+        if claim.kind == "writes line"
     }
     assert asked == {(kind, "large") for kind in HARD_KINDS}
+
+
+def test_kinds_of_sentence_are_a_setting(pairs):
+    def kinds(config):
+        return {read(c.sentence).kind for r in seed_rubrics(pairs, POOL.labels, config).values() for c in r.criteria}
+
+    assert "writes every" not in kinds(None) and len(kinds(None)) >= 3
+    assert kinds(SeedConfig(kinds=("writes every",))) == {"writes every"}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from roro_fast.rubric.format import Rubric, parse
-from roro_fast.rubric.grammar import checker, read, truth, verbs_of
+from roro_fast.rubric.grammar import NUMBERED, checker, read, truth, verbs_of
 from roro_fast.rubric.prompts import PromptEncoder
 from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import parse_query, split_of
@@ -62,6 +62,25 @@ def test_rubrics_to_write_are_well_formed(tok, batch):
         text = tok.decode(ids[ids != tok.pad_token_id])
         prompt, rubric = text.removeprefix("Query:\n").split("\nRubric:\n")
         assert isinstance(parse(rubric, checker(prompt, LABELS)), Rubric)
+
+
+def test_drills_ask_about_the_query(tok):
+    batch = make_batch(PromptEncoder(tok, LABELS), tok.pad_token_id, 0, 1, read=1, write=4, kinds=NUMBERED, drill=True)
+    for ids, targets in zip(batch.write, batch.targets, strict=True):
+        text = tok.decode(ids[ids != tok.pad_token_id])
+        prompt, rest = text.removeprefix("Query:\n").split("\nRubric:\n")
+        rubric, _ = rest.split("<eos>")
+        verbs = verbs_of(prompt)
+        assert "writes every" not in rubric and isinstance(parse(rubric, checker(prompt, LABELS)), Rubric)
+        after = ids.tolist().index(tok.eos_token_id)
+        answers = [int(t) for t in targets[after:] if t >= 0]
+        assert answers and sorted(tok.convert_ids_to_tokens(answers)) == sorted(
+            [f" {v}" for v in verbs] + [f" #{i + 1}" for i in range(len(verbs))]
+        )
+        asked = (targets[after:] >= 0).nonzero().flatten() + after
+        for at in asked:  # each answer is what follows
+            if at + 1 < len(ids) and ids[at + 1] != tok.pad_token_id:
+                assert ids[at + 1] == targets[at]
 
 
 def test_a_batch_is_a_function_of_seed_and_step(tok, batch):
