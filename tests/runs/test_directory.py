@@ -123,3 +123,9 @@ def test_write_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError):
         write_json(path, {"x": float("nan")})
     assert json.loads(path.read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("module", ["roro_fast.runs", "roro_fast.config_io", "roro_fast.cli"])
+def test_import_stays_light(module):
+    code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
