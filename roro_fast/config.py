@@ -169,7 +169,10 @@ class EngineConfig:
 
 @dataclass
 class CollectConfig:
-    """Which arms roll out how many samples of the first `n_queries` queries of `split`."""
+    """Which arms roll out how many samples of the first `n_queries` queries of `split`.
+
+    `policy` is the router directory that the "policy" arm samples from, e.g. runs/nano/routers/roro.
+    """
 
     arms: list[str] = field(
         default_factory=lambda: ["all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical"]
@@ -178,6 +181,7 @@ class CollectConfig:
     samples: int = 1
     n_queries: int = 200
     thresholds: list[float] = field(default_factory=lambda: [0.7, 0.9, 0.97])
+    policy: str = ""
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -190,6 +194,11 @@ class CollectConfig:
             "confidence" not in self.arms or len(self.thresholds) > 0,
             "collect.thresholds",
             "is empty but the 'confidence' arm sweeps it; list values in [0, 1] or drop the arm",
+        )
+        require(
+            "policy" not in self.arms or bool(self.policy),
+            "collect.policy",
+            "is empty but the 'policy' arm samples from it; name a router directory or drop the arm",
         )
         for t in self.thresholds:
             share(t, "collect.thresholds")

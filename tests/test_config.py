@@ -87,6 +87,7 @@ def test_sizes(text, size):
         ("collect.arms=[]", ["collect.arms", "empty"]),
         ("collect.arms=[all_small, all_small]", ["collect.arms", "repeats"]),
         ("collect.arms=[allsmall]", ["collect.arms", "all_small"]),
+        ("collect.arms=[policy]", ["collect.policy", "router directory"]),
         ("collect.thresholds=[]", ["collect.thresholds", "confidence"]),
         ("collect.n_queries=99999", ["collect.n_queries", "task.n_train"]),
         ("calibrate.budgets=[0.5, 0.2]", ["calibrate.budgets", "rise"]),

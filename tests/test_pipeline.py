@@ -127,6 +127,16 @@ def test_training_resumed_after_an_interruption_is_identical(whole, tmp_path, si
         assert got == want
 
 
+def test_a_trained_router_collects_in_another_run(whole, tmp_path):
+    args = [f"run.dir={tmp_path}", *SMALL, "collect.arms=[all_small, policy]", "collect.samples=3"]
+    result = roro("rollout", *args, f"collect.policy={whole[0] / 'routers' / 'roro'}")
+    assert result.exit_code == 0, result.output
+    arms = json.loads((tmp_path / "r" / "stages" / "collect.json").read_text())["summary"]["arms"]
+    assert arms["policy"]["trajectories"] == 36 and arms["all_small"]["trajectories"] == 12
+    result = roro("rollout", *args, f"collect.policy={tmp_path}", "run.name=bad")
+    assert result.exit_code == 2 and "not a readable router directory" in result.stderr
+
+
 def test_same_seed_same_run_other_seed_other_run(whole, tmp_path):
     assert roro("train", f"run.dir={tmp_path}", *SMALL, "run.seed=1", "run.name=other").exit_code == 0
     a, b = (load_file(d / "routers" / "roro" / "model.safetensors") for d in (whole[0], tmp_path / "other"))

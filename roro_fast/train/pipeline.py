@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from roro_fast.errors import ConfigError, DataError
+from roro_fast.errors import DataError
 from roro_fast.routing import PolicyNetwork
 from roro_fast.routing.collect import FIRST_WAVE, SECOND_WAVE, first_wave, second_wave
 from roro_fast.rubric.pair_files import save_pairs
@@ -14,7 +14,6 @@ from roro_fast.runs import JsonlStore, RunDirectory
 from roro_fast.train.context import Context
 from roro_fast.train.rollout import RolloutStats, roll_out, stored
 
-ROUTER = "router"  # the trained policy, a directory in the run directory
 PAIRS = "pairs.jsonl"
 
 
@@ -24,7 +23,7 @@ def collect(ctx: Context) -> dict[str, Any]:
     queries = ctx.prompts(c.split, c.n_queries)
     limits = ctx.limits(c.temperature)
     num_models = len(ctx.bench.models)
-    policy = _trained_policy(ctx) if "policy" in c.arms else None
+    policy = PolicyNetwork.from_pretrained(c.policy) if "policy" in c.arms else None
     first = list(
         first_wave(
             queries,
@@ -56,13 +55,6 @@ def collect(ctx: Context) -> dict[str, Any]:
         )
         roll_out(ctx.bench.engine, ctx.bench.task, second, store, stats=stats, total=total, progress=ctx.progress)
     return {**stats.to_dict(), "skipped_rows": list(getattr(ctx.bench.task, "skipped", ()))}
-
-
-def _trained_policy(ctx: Context) -> Any:
-    path = ctx.run.path / ROUTER
-    if not path.is_dir():
-        raise ConfigError(f"collect.arms: 'policy' needs a trained router in {path}; train one first or drop the arm")
-    return PolicyNetwork.from_pretrained(path)
 
 
 def pairs(ctx: Context) -> dict[str, Any]:
