@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from roro_fast.rubric.format import AXES, HARD_RULE, MAX_CRITERIA, MIN_CRITERIA, PRINCIPLE, WEIGHTS, Rubric
-from roro_fast.rubric.grammar import NUMBERED, Claim, axis_of, claims, criterion, truth, verbs_of
+from roro_fast.rubric.grammar import KINDS, NUMBERED, Claim, axis_of, claims, criterion, truth, verbs_of
 from roro_fast.rubric.pairs import Pair
 
 RULE_WEIGHTS = {"outcome": 2.0, "cost": 1.0, "process": 1.0}
@@ -131,7 +131,10 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
             break
         chosen.append(i)
         total += value[i]
-    order = sorted(chosen, key=lambda i: (tags[i] != HARD_RULE, AXES.index(axes[i]), -strength[i]))
+    # One canonical order, lines ascending: what comes next is easier to learn, and so is not to repeat oneself.
+    order = sorted(
+        chosen, key=lambda i: (tags[i] != HARD_RULE, AXES.index(axes[i]), KINDS.index(table.claims[i].kind), i)
+    )
     return Rubric(tuple(criterion(table.claims[i], tags[i], labels) for i in order))
 
 
