@@ -25,7 +25,7 @@ from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import KINDS, NUMBERED
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
-from roro_fast.train.lm import LMTrainer, cross_entropy, sft_loss
+from roro_fast.train.lm import IGNORE, LMTrainer, cross_entropy
 from roro_fast.train.reader_data import LABELS, ReaderBatch, make_batch, reading_sets
 
 HELD_OUT_SEED = 1_000_003
@@ -35,7 +35,7 @@ HELD_OUT_SEED = 1_000_003
 class Recipe(train_nano.Recipe):
     """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `told`, `format`: loss weights.
 
-    `every`: 1 if "writes every ..." is among the sentences to write. `drill`: 1 if look-ups in the query follow them.
+    `every`: 1 if "writes every ..." is among the sentences to write. `drill`: weight of look-ups in the query.
     """
 
     hidden: int = 96
@@ -53,7 +53,7 @@ class Recipe(train_nano.Recipe):
     told: float = 0.0
     format: float = 0.3
     every: int = 1
-    drill: int = 0
+    drill: float = 0.0
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -88,16 +88,18 @@ class Pretraining:
             (out / "train_log.jsonl").write_text("")
 
     def losses(self, b: ReaderBatch) -> dict[str, torch.Tensor]:
-        """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics read and rubrics written."""
-        hidden = self.model.dense(b.read).flatten(0, 1)
-        verdict = cross_entropy(self.model.logits(hidden[b.rows]), self.verdicts[(~b.verdicts).long()])
-        recital, told = (cross_entropy(self.model.logits(hidden[x[:, 0]]), x[:, 1]) for x in (b.recited, b.told))
-        return {
-            "verdict": verdict,
-            "recital": recital,
-            "told": told,
-            "format": sft_loss(self.model, b.write, b.targets),
+        """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics read, rubrics written, drill."""
+        read, write = (self.model.dense(ids).flatten(0, 1) for ids in (b.read, b.write))
+        rows = (b.targets.flatten() != IGNORE).nonzero().squeeze(1)
+        asked = {
+            "verdict": (read, b.rows, self.verdicts[(~b.verdicts).long()]),
+            "recital": (read, *b.recited.unbind(1)),
+            "told": (read, *b.told.unbind(1)),
+            "format": (write, rows, b.targets.flatten()[rows]),
         }
+        if len(b.drilled):
+            asked["drill"] = (write, *b.drilled.unbind(1))
+        return {k: cross_entropy(self.model.logits(h[at]), tokens) for k, (h, at, tokens) in asked.items()}
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
@@ -109,12 +111,12 @@ class Pretraining:
             r.read,
             r.write,
             kinds=KINDS if r.every else NUMBERED,
-            drill=bool(r.drill),
+            drill=r.drill > 0,
         )
         losses = self.losses(batch)
-        weights = {"verdict": 1.0, "recital": r.recite, "told": r.told, "format": r.format}
+        weights = {"verdict": 1.0, "recital": r.recite, "told": r.told, "format": r.format, "drill": r.drill}
         self.trainer.step(
-            torch.stack([w * losses[k] for k, w in weights.items()]).sum(), train_nano.learning_rate(r, self.step)
+            torch.stack([weights[k] * x for k, x in losses.items()]).sum(), train_nano.learning_rate(r, self.step)
         )
         self.step += 1
         self.tokens += batch.read.numel() + batch.write.numel()

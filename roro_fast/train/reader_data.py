@@ -29,7 +29,7 @@ class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
     `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric;
     `told` [W, 2] likewise: the words of the rubric itself. `write` [B2, S2] Rubricor prompt + rubric; `targets`
-    [B2, S2], IGNORE where not trained."""
+    [B2, S2], IGNORE where not trained; `drilled` [D, 2]: look-ups in the query, (flat index into write, next token)."""
 
     read: torch.Tensor
     rows: torch.Tensor
@@ -39,6 +39,7 @@ class ReaderBatch:
     told: torch.Tensor
     write: torch.Tensor
     targets: torch.Tensor
+    drilled: torch.Tensor
 
 
 def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[str, list[str]]:
@@ -167,8 +168,10 @@ def make_batch(
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
     asked, words = (torch.tensor([(b * width + at, token) for b, at, token in x]) for x in (recited, told))
-    written, targets = _rubrics(rng, encoder, pad, lines, write, kinds, drill)
-    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(asked_kinds), asked, words, written, targets)
+    written, targets, drilled = _rubrics(rng, encoder, pad, lines, write, kinds, drill)
+    return ReaderBatch(
+        padded, flat, torch.tensor(verdicts), torch.tensor(asked_kinds), asked, words, written, targets, drilled
+    )
 
 
 def _recite(
@@ -202,34 +205,40 @@ def _recite(
 
 def _rubrics(
     rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int, kinds: Sequence[str], drill: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs, targets = [], []
-    for _ in range(count):
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs, targets, drilled = [], [], []
+    for b in range(count):
         prompt, _ = sample_query(rng, lines)
         head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, kinds))
-        ids, wanted = head + tail, [IGNORE] * (len(head) - 1) + tail
+        ids = head + tail
+        targets.append([IGNORE] * (len(head) - 1) + tail)
         if drill:
-            _drill(rng, encoder, verbs_of(prompt), ids, wanted)
+            drilled += [(b, at, token) for at, token in _drill(rng, encoder, verbs_of(prompt), ids)]
         inputs.append(ids[:-1])
-        targets.append(wanted)
-    return _pad(inputs, pad), _pad(targets, IGNORE)
+    padded = _pad(inputs, pad)
+    width = padded.shape[1]
+    wanted = _pad([*targets, [IGNORE] * width], IGNORE)[:-1]
+    return padded, wanted, torch.tensor([(b * width + at, token) for b, at, token in drilled]).reshape(-1, 2)
 
 
-def _drill(
-    rng: random.Random, encoder: PromptEncoder, verbs: tuple[str, ...], ids: list[int], wanted: list[int]
-) -> None:
-    """Append look-ups in the query: "line #k <verb>" for every line and "<verb> <its marks>" for every verb."""
+def _drill(rng: random.Random, encoder: PromptEncoder, verbs: tuple[str, ...], ids: list[int]) -> list[tuple[int, int]]:
+    """Append look-ups in the query: "line #k <verb>" for every line and "<verb> <its marks>" for every verb.
+
+    Returns (index, next token) of every answer.
+    """
+    out: list[tuple[int, int]] = []
 
     def say(question: str, answer: str) -> None:
-        for text, asked in ((question, False), (answer, True)):
-            tokens = encoder.piece(text)
-            ids.extend(tokens)
-            wanted.extend(tokens if asked else [IGNORE] * len(tokens))
+        ids.extend(encoder.piece(question))
+        for token in encoder.piece(answer):
+            out.append((len(ids) - 1, token))
+            ids.append(token)
 
     for k in rng.sample(range(len(verbs)), len(verbs)):
         say(f" line #{k + 1}", f" {verbs[k]}")
     for verb in rng.sample(sorted(set(verbs)), len(set(verbs))):
         say(f" {verb}", "".join(f" #{i}" for i, v in enumerate(verbs, 1) if v == verb))
+    return out
 
 
 def reading_sets(encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int) -> list[Any]:

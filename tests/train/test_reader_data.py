@@ -11,6 +11,7 @@ from roro_fast.rubric.grammar import NUMBERED, checker, read, truth, verbs_of
 from roro_fast.rubric.prompts import PromptEncoder
 from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import parse_query, split_of
+from roro_fast.train.lm import IGNORE
 from roro_fast.train.reader_data import LABELS, make_batch, sample_query, sample_rubric, sample_view
 from tests.rubric.samples import tokenizer_at
 
@@ -66,21 +67,19 @@ def test_rubrics_to_write_are_well_formed(tok, batch):
 
 def test_drills_ask_about_the_query(tok):
     batch = make_batch(PromptEncoder(tok, LABELS), tok.pad_token_id, 0, 1, read=1, write=4, kinds=NUMBERED, drill=True)
-    for ids, targets in zip(batch.write, batch.targets, strict=True):
+    width = batch.write.shape[1]
+    for b, ids in enumerate(batch.write):
         text = tok.decode(ids[ids != tok.pad_token_id])
         prompt, rest = text.removeprefix("Query:\n").split("\nRubric:\n")
-        rubric, _ = rest.split("<eos>")
-        verbs = verbs_of(prompt)
+        rubric, verbs = rest.split("<eos>")[0], verbs_of(prompt)
         assert "writes every" not in rubric and isinstance(parse(rubric, checker(prompt, LABELS)), Rubric)
-        after = ids.tolist().index(tok.eos_token_id)
-        answers = [int(t) for t in targets[after:] if t >= 0]
-        assert answers and sorted(tok.convert_ids_to_tokens(answers)) == sorted(
+        mine = batch.drilled[batch.drilled[:, 0] // width == b]
+        assert sorted(tok.convert_ids_to_tokens(mine[:, 1].tolist())) == sorted(
             [f" {v}" for v in verbs] + [f" #{i + 1}" for i in range(len(verbs))]
         )
-        asked = (targets[after:] >= 0).nonzero().flatten() + after
-        for at in asked:  # each answer is what follows
-            if at + 1 < len(ids) and ids[at + 1] != tok.pad_token_id:
-                assert ids[at + 1] == targets[at]
+        at = mine[:-1, 0] % width  # the last answer is never an input
+        assert (ids[at + 1] == mine[:-1, 1]).all() and (batch.targets[b, at] == IGNORE).all()
+    assert len(make_batch(PromptEncoder(tok, LABELS), tok.pad_token_id, 0, 1, read=1, write=4).drilled) == 0
 
 
 def test_a_batch_is_a_function_of_seed_and_step(tok, batch):
