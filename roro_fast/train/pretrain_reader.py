@@ -3,7 +3,6 @@
     python -m roro_fast.train.pretrain_reader --out runs/reader
 
 It learns to read (who wrote which line, is a sentence true) and to write the rubric format, from `reader_data` only.
-The packaged reader had a second stage; roro_fast/assets/nano/reader/README.md has both commands.
 The same command resumes an interrupted run and continues to the identical loss curve.
 """
 
@@ -21,11 +20,10 @@ import torch
 from roro_fast.errors import CheckpointError
 from roro_fast.models import nano_tokenizer, train_nano
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric import checkpoint
-from roro_fast.rubric.grammar import KINDS, NUMBERED
+from roro_fast.rubric.grammar import KINDS
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
-from roro_fast.train.lm import IGNORE, LMTrainer, cross_entropy
+from roro_fast.train.lm import LMTrainer, cross_entropy, sft_loss
 from roro_fast.train.reader_data import LABELS, ReaderBatch, make_batch, reading_sets
 
 HELD_OUT_SEED = 1_000_003
@@ -33,10 +31,7 @@ HELD_OUT_SEED = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Recipe(train_nano.Recipe):
-    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `told`, `format`: loss weights.
-
-    `every`: 1 if "writes every ..." is among the sentences to write. `drill`: weight of look-ups in the query.
-    """
+    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: loss weights."""
 
     hidden: int = 96
     layers: int = 4
@@ -50,10 +45,7 @@ class Recipe(train_nano.Recipe):
     read: int = 8
     write: int = 4
     recite: float = 0.5
-    told: float = 0.0
     format: float = 0.3
-    every: int = 1
-    drill: float = 0.0
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -64,13 +56,10 @@ def nano_tokenizer_at(directory: Path) -> object:
 
 
 class Pretraining:
-    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
+    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`."""
 
-    `init` is the `model/` of an earlier run to start from instead of random weights.
-    """
-
-    def __init__(self, recipe: Recipe, out: Path, init: Path | None = None) -> None:
-        self.recipe, self.out, self.init = recipe, out, init
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = nano_tokenizer_at(out / "tokenizer")
         self.encoder = PromptEncoder(self.tokenizer, LABELS)
@@ -78,8 +67,6 @@ class Pretraining:
         self.pad = nano_tokenizer.vocabulary().index("<pad>")
         self.model = Decoder(train_nano.decoder_config(recipe))
         train_nano.initialise(self.model, recipe.seed)
-        if init is not None:
-            assign(self.model, read_tensors(init), str(init))
         self.trainer = LMTrainer(self.model, recipe.lr, weight_decay=recipe.weight_decay)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if (out / "state.safetensors").is_file():
@@ -88,36 +75,18 @@ class Pretraining:
             (out / "train_log.jsonl").write_text("")
 
     def losses(self, b: ReaderBatch) -> dict[str, torch.Tensor]:
-        """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics read, rubrics written, drill."""
-        read, write = (self.model.dense(ids).flatten(0, 1) for ids in (b.read, b.write))
-        rows = (b.targets.flatten() != IGNORE).nonzero().squeeze(1)
-        asked = {
-            "verdict": (read, b.rows, self.verdicts[(~b.verdicts).long()]),
-            "recital": (read, *b.recited.unbind(1)),
-            "told": (read, *b.told.unbind(1)),
-            "format": (write, rows, b.targets.flatten()[rows]),
-        }
-        if len(b.drilled):
-            asked["drill"] = (write, *b.drilled.unbind(1))
-        return {k: cross_entropy(self.model.logits(h[at]), tokens) for k, (h, at, tokens) in asked.items()}
+        """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics written."""
+        hidden = self.model.dense(b.read).flatten(0, 1)
+        verdict = cross_entropy(self.model.logits(hidden[b.rows]), self.verdicts[(~b.verdicts).long()])
+        recital = cross_entropy(self.model.logits(hidden[b.recited[:, 0]]), b.recited[:, 1])
+        return {"verdict": verdict, "recital": recital, "format": sft_loss(self.model, b.write, b.targets)}
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
-        batch = make_batch(
-            self.encoder,
-            self.pad,
-            r.seed,
-            self.step,
-            r.read,
-            r.write,
-            kinds=KINDS if r.every else NUMBERED,
-            drill=r.drill > 0,
-        )
+        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write)
         losses = self.losses(batch)
-        weights = {"verdict": 1.0, "recital": r.recite, "told": r.told, "format": r.format, "drill": r.drill}
-        self.trainer.step(
-            torch.stack([weights[k] * x for k, x in losses.items()]).sum(), train_nano.learning_rate(r, self.step)
-        )
+        loss = losses["verdict"] + r.recite * losses["recital"] + r.format * losses["format"]
+        self.trainer.step(loss, train_nano.learning_rate(r, self.step))
         self.step += 1
         self.tokens += batch.read.numel() + batch.write.numel()
         return {k: round(float(v.detach()), 5) for k, v in losses.items()}
@@ -175,15 +144,12 @@ class Pretraining:
         part.replace(log)
 
     def export(self) -> None:
-        """`<out>/model`: a Hugging Face directory with tokenizer, roro.json, `train.json` and the logs."""
+        """`<out>/model`: a Hugging Face directory with tokenizer, roro.json, `train.json` and the log."""
         path = self.out / "model"
         checkpoint.save(path, self.model, self.tokenizer, {"role": "reader", "labels": LABELS})
         (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
-        if self.init is not None:
-            (path / "init_log.jsonl").write_text((self.init / "train_log.jsonl").read_text())
         record = {
             "recipe": asdict(self.recipe),
-            "started_from": None if self.init is None else json.loads((self.init / "train.json").read_text()),
             "parameters": self.model.config.num_params,
             "tokens": self.tokens,
             "cpu_seconds": round(self.seconds, 1),
@@ -195,11 +161,10 @@ class Pretraining:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the nano reader.")
     parser.add_argument("--out", type=Path, required=True, help="run directory; an existing one is resumed")
-    parser.add_argument("--init", type=Path, help="model directory of an earlier run to go on from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = Pretraining(cast(Recipe, train_nano.override(Recipe(), args.set)), args.out, args.init)
+    run = Pretraining(cast(Recipe, train_nano.override(Recipe(), args.set)), args.out)
     run.run()
     print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
 

@@ -27,19 +27,16 @@ CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
-    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric;
-    `told` [W, 2] likewise: the words of the rubric itself. `write` [B2, S2] Rubricor prompt + rubric; `targets`
-    [B2, S2], IGNORE where not trained; `drilled` [D, 2]: look-ups in the query, (flat index into write, next token)."""
+    `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric.
+    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], IGNORE where not trained."""
 
     read: torch.Tensor
     rows: torch.Tensor
     verdicts: torch.Tensor
     kinds: torch.Tensor
     recited: torch.Tensor
-    told: torch.Tensor
     write: torch.Tensor
     targets: torch.Tensor
-    drilled: torch.Tensor
 
 
 def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[str, list[str]]:
@@ -134,21 +131,15 @@ def make_batch(
     read: int,
     write: int,
     count: tuple[int, int] = CLAIMS_PER_TRAJECTORY,
-    kinds: Sequence[str] = KINDS,
-    drill: bool = False,
 ) -> ReaderBatch:
-    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding).
-
-    `kinds` of sentences to write; with `drill`, look-ups in the query follow each rubric.
-    """
+    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding)."""
     rng = random.Random(f"reader/{seed}/{step}")
     lines = rng.randint(4, 8)
     ids: list[list[int]] = []
     rows: list[tuple[int, int]] = []
     recited: list[tuple[int, int, int]] = []
-    told: list[tuple[int, int, int]] = []
     verdicts: list[bool] = []
-    asked_kinds: list[int] = []
+    kinds: list[int] = []
     for b in range(read):
         prompt, steps = sample_query(rng, lines)
         verbs = verbs_of(prompt)
@@ -158,20 +149,15 @@ def make_batch(
         encoded = encoder.judge(prompt, view, rubric)
         ids.append(encoded.ids)
         rows += [(b, r) for r in encoded.rows]
-        head = len(encoder.judge_head(prompt, view))
-        slots = set(encoded.rows)
-        told += [(b, at, ids[-1][at + 1]) for at in range(head - 1, len(ids[-1]) - 1) if at not in slots]
         recited += [(b, at, label) for at, label in _recite(rng, encoder, view, verbs, ids[-1])]
         verdicts += [t for _, t in judged]
-        asked_kinds += [KINDS.index(c.kind) for c, _ in judged]
+        kinds += [KINDS.index(c.kind) for c, _ in judged]
     padded = _pad(ids, pad)
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
-    asked, words = (torch.tensor([(b * width + at, token) for b, at, token in x]) for x in (recited, told))
-    written, targets, drilled = _rubrics(rng, encoder, pad, lines, write, kinds, drill)
-    return ReaderBatch(
-        padded, flat, torch.tensor(verdicts), torch.tensor(asked_kinds), asked, words, written, targets, drilled
-    )
+    asked = torch.tensor([(b * width + at, label) for b, at, label in recited])
+    written, targets = _rubrics(rng, encoder, pad, lines, write)
+    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
 
 
 def _recite(
@@ -204,41 +190,15 @@ def _recite(
 
 
 def _rubrics(
-    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int, kinds: Sequence[str], drill: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    inputs, targets, drilled = [], [], []
-    for b in range(count):
+    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = [], []
+    for _ in range(count):
         prompt, _ = sample_query(rng, lines)
-        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, kinds))
-        ids = head + tail
+        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, KINDS))
+        inputs.append(head + tail[:-1])
         targets.append([IGNORE] * (len(head) - 1) + tail)
-        if drill:
-            drilled += [(b, at, token) for at, token in _drill(rng, encoder, verbs_of(prompt), ids)]
-        inputs.append(ids[:-1])
-    padded = _pad(inputs, pad)
-    width = padded.shape[1]
-    wanted = _pad([*targets, [IGNORE] * width], IGNORE)[:-1]
-    return padded, wanted, torch.tensor([(b * width + at, token) for b, at, token in drilled]).reshape(-1, 2)
-
-
-def _drill(rng: random.Random, encoder: PromptEncoder, verbs: tuple[str, ...], ids: list[int]) -> list[tuple[int, int]]:
-    """Append look-ups in the query: "line #k <verb>" for every line and "<verb> <its marks>" for every verb.
-
-    Returns (index, next token) of every answer.
-    """
-    out: list[tuple[int, int]] = []
-
-    def say(question: str, answer: str) -> None:
-        ids.extend(encoder.piece(question))
-        for token in encoder.piece(answer):
-            out.append((len(ids) - 1, token))
-            ids.append(token)
-
-    for k in rng.sample(range(len(verbs)), len(verbs)):
-        say(f" line #{k + 1}", f" {verbs[k]}")
-    for verb in rng.sample(sorted(set(verbs)), len(set(verbs))):
-        say(f" {verb}", "".join(f" #{i}" for i, v in enumerate(verbs, 1) if v == verb))
-    return out
+    return _pad(inputs, pad), _pad(targets, IGNORE)
 
 
 def reading_sets(encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int) -> list[Any]:

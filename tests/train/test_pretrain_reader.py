@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models import train_nano
+from roro_fast.models.loading import assign, read_tensors
+from roro_fast.rubric.grammar import NUMBERED
 from roro_fast.rubric.judge import Judge
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.train.pretrain_reader import Pretraining, Recipe
@@ -85,37 +87,22 @@ def test_the_loss_falls(tmp_path):
     assert rows[-1]["format"] < 0.6 * rows[0]["format"] and rows[-1]["recital"] < 0.6 * rows[0]["recital"]
 
 
-@pytest.mark.usefixtures("_quick")
-def test_a_second_stage_starts_from_the_first(tmp_path):
-    Pretraining(TINY, tmp_path / "a").run(quiet=True)
-    second = Pretraining(replace(TINY, seed=1), tmp_path / "b", init=tmp_path / "a" / "model")
-    first = load_file(tmp_path / "a" / "model" / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(second.model.embed.weight, first)
-    second.run(quiet=True)
-    record = json.loads((tmp_path / "b" / "model" / "train.json").read_text())
-    assert record["started_from"]["recipe"]["seed"] == 0 and record["recipe"]["seed"] == 1
-    assert (tmp_path / "b" / "model" / "init_log.jsonl").read_text() == (tmp_path / "a" / "train_log.jsonl").read_text()
-
-
-def logged(name: str) -> list[dict]:
-    return [json.loads(line) for line in (READER / name).read_text().splitlines()]
-
-
 def test_the_shipped_reader_is_reproducible(tmp_path):
-    """Its first stage, retrained for three steps, follows the recorded losses; both stages fit their records."""
+    """Retrained for three steps it follows the recorded losses."""
     record = json.loads((READER / "train.json").read_text())
-    first = record["started_from"]
-    run = Pretraining(Recipe(**first["recipe"]), tmp_path)
+    log = [json.loads(line) for line in (READER / "train_log.jsonl").read_text().splitlines()]
+    assert Recipe(**record["recipe"]) == Recipe()
+    run = Pretraining(Recipe(), tmp_path)
     with run.trainer:
-        again = [run.train_step() for _ in range(3)]
-    for row, want in zip(again, logged("init_log.jsonl"), strict=False):
-        for key in ("verdict", "recital", "format"):
-            assert row[key] == pytest.approx(want[key], abs=2e-3)
-    for part, log in ((first, "init_log.jsonl"), (record, "train_log.jsonl")):
-        assert logged(log)[-1]["step"] == part["recipe"]["steps"] and logged(log)[-1]["tokens"] == part["tokens"]
+        for want in log[:3]:
+            row = run.train_step()
+            assert row == pytest.approx({k: want[k] for k in row}, abs=2e-3)
+    assert log[-1]["step"] == record["recipe"]["steps"] and log[-1]["tokens"] == record["tokens"]
 
 
 def test_the_shipped_reader_reads(tmp_path):
-    run = Pretraining(replace(Recipe(), seed=5), tmp_path, init=READER)
+    run = Pretraining(Recipe(seed=5), tmp_path)
+    assign(run.model, read_tensors(READER))
     found = run.accuracy(batches=2, size=32)
-    assert found["all"] >= 0.95 and found["writes line"] >= 0.98
+    assert found["all"] >= 0.95
+    assert min(found[k] for k in NUMBERED) >= 0.98
