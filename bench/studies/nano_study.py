@@ -2,6 +2,7 @@
 
     python bench/studies/nano_study.py run --seeds 0 1 2 3 4   # resumable; split the seeds over processes to go faster
     python bench/studies/nano_study.py collate                 # bench/results/nano_study.json and the README table
+    python bench/studies/nano_study.py quickstart              # bench/results/nano_quickstart.json from runs/nano
 
 Each seed is a run directory of the `nano_study` preset: its own collection, pairs, alternation and routers. Thresholds
 and budgets are fitted on the calibrate split; nothing is chosen on the test split.
@@ -136,9 +137,24 @@ def collate(resamples: int) -> None:
     console.print(f"wrote {RESULT}")
 
 
+def quickstart(run: RunDirectory, resamples: int) -> None:
+    """The frontier of one `roro quickstart`, in the study's schema."""
+    points = [p for path in sorted((run.path / "eval").glob("*.safetensors")) for p in load_points(path)]
+    history = json.loads((run.path / "stages" / "rubric.json").read_text())["summary"]["history"]
+    meta = {
+        "command": "roro quickstart; python bench/studies/nano_study.py quickstart",
+        "config": dataclasses.asdict(run.config),
+        "versions": provenance(),
+        "judge": {run.path.name: history},
+    }
+    target = RESULT.with_name("nano_quickstart.json")
+    write_json(target, build_study(points, meta=meta, resamples=resamples))
+    console.print(f"wrote {target}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "collate"))
+    parser.add_argument("action", choices=("run", "collate", "quickstart"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -146,6 +162,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.action == "collate":
         collate(args.resamples)
+        return
+    if args.action == "quickstart":
+        quickstart(RunDirectory(Path("runs/nano")), args.resamples)
         return
     for seed in args.seeds:
         run_seed(seed, args.overrides)

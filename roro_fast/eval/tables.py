@@ -94,6 +94,7 @@ TABLES: dict[str, Table] = {
     t.source.removesuffix(".json"): t
     for t in (
         Table("nano_study.json", nano_study),
+        Table("nano_quickstart.json", nano_study),
         Table("nano_pair.json", nano_pair),
         Table("hf_step_loop.json", hf_step_loop),
     )
