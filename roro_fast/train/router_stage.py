@@ -10,7 +10,7 @@ from typing import Any
 from roro_fast.config import Config, RouterConfig
 from roro_fast.engine import Request, Trajectory
 from roro_fast.errors import DataError
-from roro_fast.files import read_json, write_json
+from roro_fast.files import write_json
 from roro_fast.routing import Constant, PolicyConfig, PolicyNetwork
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge
@@ -142,11 +142,6 @@ def write_scalars(ctx: Context, arm: str, history: list[dict[str, float]]) -> No
         for step, row in enumerate(history, 1):
             for k, v in row.items():
                 writer.add_scalar(k, v, step)
-
-
-def read_history(ctx: Context, arm: str) -> list[dict[str, float]]:
-    history: list[dict[str, float]] = read_json(ctx.run.path / ROUTERS / arm / "history.json")
-    return history
 
 
 def needs_judge(config: Config) -> bool:
