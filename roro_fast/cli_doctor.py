@@ -97,7 +97,7 @@ def ops(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
         chosen = False
         for impl in registry.implementations(op):
             usable, reason = impl.usable(device, dtype)
-            serves = usable and (asked == impl.name if asked else not chosen)
+            serves = usable and (asked == impl.name if asked else not chosen and device.type in impl.auto_on)
             chosen = chosen or serves
             detail = "serves" + (" (RORO_IMPL)" if asked else "") if serves else "usable" if usable else reason
             yield Finding("ops", f"{op}: {impl.name}", "ok" if usable else "absent", detail)

@@ -26,13 +26,17 @@ def always(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """One way to compute an op. Higher `priority` wins under auto; the reference has 0."""
+    """One way to compute an op. Higher `priority` wins under auto; the reference has 0.
+
+    Auto considers it on the device types of `auto_on` only; elsewhere it serves by name, if usable.
+    """
 
     op: str
     name: str
     fn: Callable[..., Any]
     usable: Usable = always
     priority: int = 0
+    auto_on: tuple[str, ...] = ("cpu", "cuda", "meta")
 
 
 _TABLE: dict[str, dict[str, Implementation]] = {}
@@ -72,7 +76,7 @@ def select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None =
 def _select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None, order: str) -> Callable[..., Any]:
     wanted = impl or requested(op, order)
     if wanted is None:
-        return next(i for i in implementations(op) if i.usable(device, dtype)[0]).fn
+        return next(i for i in implementations(op) if device.type in i.auto_on and i.usable(device, dtype)[0]).fn
     found = _TABLE[op].get(wanted)
     if found is None:
         raise ConfigError(f"impl: op {op!r} has no implementation {wanted!r}; choose one of {', '.join(_TABLE[op])}")

@@ -34,6 +34,11 @@ def test_auto_takes_the_best_usable() -> None:
     assert served() == "fast" and served(torch.float16) == "reference"
 
 
+def test_auto_keeps_to_the_devices_it_is_for() -> None:
+    register(Implementation("probe", "slow", lambda: "slow", priority=30, auto_on=("cuda",)))
+    assert served() == "fast" and served(impl="slow") == "slow"
+
+
 def test_an_order_is_obeyed_or_refused() -> None:
     assert served(impl="reference") == "reference"
     with pytest.raises(ConfigError, match="probe:fast cannot serve cpu/torch.float16: only fp32"):
