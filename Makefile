@@ -24,19 +24,8 @@ bench: $(READY)  ## every benchmark in bench/ops and bench/e2e
 		[ -e "$$f" ] || continue; found=1; echo "== $$f"; $(BIN)/python "$$f"; done; \
 	[ -n "$$found" ] || echo "bench: no bench_*.py in bench/ops or bench/e2e"
 
-NVCC ?= nvcc
-CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
-TRITON_SOURCES := $(wildcard kernels/*.py)
-
-aot: $(CUDA_SOURCES:csrc/cuda/%.cu=build/aot/%.o)  ## GPU kernels, compiled without a GPU; a register spill is an error
-	@if [ -n "$(TRITON_SOURCES)" ]; then \
-		echo "aot: no ahead-of-time driver for Triton yet, not compiled: $(TRITON_SOURCES)" >&2; exit 1; fi
-	@[ -n "$(CUDA_SOURCES)" ] || echo "aot: no .cu in csrc/cuda and no .py in kernels: nothing to compile"
-
-build/aot/%.o: csrc/cuda/%.cu
-	@mkdir -p $(@D)
-	$(NVCC) -O3 -std=c++17 -Xcompiler -fPIC -lineinfo -Xptxas -v,-warn-spills,--warning-as-error \
-		-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90 -c $< -o $@
+aot: $(READY)  ## GPU kernels, Triton and CUDA, compiled without a GPU; spills and misfits are errors
+	$(BIN)/python -m bench.aot
 
 $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard csrc/*.cpp csrc/host/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "roro_fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
