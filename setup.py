@@ -9,7 +9,7 @@ import os
 import sys
 from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -54,14 +54,20 @@ def report(reason):
 
 
 def extensions():
+    return [e for e in (host_extension(), kernel_extension()) if e is not None]
+
+
+def host_extension():
+    """Host structures of the scheduler: pybind11, one binary per Python version."""
     try:
-        from pybind11.setup_helpers import Pybind11Extension
+        from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
     except ImportError as e:
         if REQUIRED:
             raise
         report(f"roro_fast._host was not built: {e}")
-        return []
-    host = Pybind11Extension(
+        return None
+    ParallelCompile(default=0).install()
+    return Pybind11Extension(
         "roro_fast._host",
         ["csrc/bind_host.cpp", *sorted(glob("csrc/host/*.cpp"))],
         include_dirs=["csrc"],
@@ -70,7 +76,39 @@ def extensions():
         extra_compile_args=["-O3", "-Wall", "-Wextra"],
         optional=not REQUIRED,
     )
-    return [host]
+
+
+def kernel_extension():
+    """CPU kernels as torch ops through torch's stable ABI: one binary for torch 2.11 to 2.13 and every Python.
+
+    No -march: each kernel names its instruction sets itself and the best one is chosen at run time.
+    """
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as e:
+        if REQUIRED:
+            raise
+        report(f"roro_fast._C was not built: {e}")
+        return None
+    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+    return Extension(
+        "roro_fast._C",
+        [*sorted(glob("csrc/bind_torch*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))],
+        include_dirs=["csrc"],
+        depends=[*sorted(glob("csrc/*.h")), *sorted(glob("csrc/cpu/*.h"))],
+        language="c++",
+        py_limited_api=True,
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"),
+            *(f"-isystem{path}" for path in include_paths()),
+            *openmp,
+        ],
+        library_dirs=library_paths(),
+        libraries=["torch_cpu"],
+        extra_link_args=openmp,
+        optional=not REQUIRED,
+    )
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": ReportingBuildExt, "build_py": BuildPyWithKernels})

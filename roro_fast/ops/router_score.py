@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 
 class RouterWeights(NamedTuple):
@@ -21,6 +23,23 @@ class RouterWeights(NamedTuple):
     b1: torch.Tensor
     w2: torch.Tensor
     b2: torch.Tensor
+
+
+class PackedRouterWeights(RouterWeights):
+    """RouterWeights with a copy laid out for the CPU kernel, which saves packing them in every call.
+
+    A snapshot: weights changed later do not reach `packed` (uint8 [bytes], None where the kernel cannot serve).
+    """
+
+    packed: torch.Tensor | None
+
+
+def pack_router(weights: RouterWeights) -> PackedRouterWeights:
+    """Lay `weights` out once for many calls of `router_score`. Any implementation takes the result."""
+    out = PackedRouterWeights(*weights)
+    usable = native.usable(torch.float32, torch.bfloat16)(weights.w1.device, weights.w1.dtype)[0]
+    out.packed = _pack(weights) if usable else None
+    return out
 
 
 class RouterScore(NamedTuple):
@@ -49,6 +68,7 @@ def router_score(
 
     hidden [T, H] (H may be 0), rows [N] int64 into T or None for all; signals [N, S] float32; uniforms [N] float32;
     bias [N, K] float32 added to the logits before the temperature (the per-request budget). temperature 0 means greedy.
+    `weights` may be what `pack_router` gave: worth it when the same weights serve many calls.
     """
     fn = select("router_score", signals.device, weights.w1.dtype, impl)
     out: RouterScore = fn(hidden, rows, signals, weights, uniforms, bias, temperature, eps)
@@ -84,8 +104,34 @@ def reference(
         action = (probs.cumsum(-1) <= uniforms[:, None]).sum(-1).clamp_max(probs.shape[-1] - 1)
     else:
         action = probs.argmax(-1)
-    entropy = -(probs * logp).sum(-1)
+    entropy = -(probs * logp.nan_to_num(neginf=0.0)).sum(-1)
     return RouterScore(action, logp.gather(-1, action[:, None]).squeeze(-1), entropy, probs, logits)
 
 
+def _pack(weights: RouterWeights) -> torch.Tensor:
+    packed: torch.Tensor = native.call("router_pack", *(w.detach() for w in weights))
+    return packed
+
+
+def cpu(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    signals: torch.Tensor,
+    weights: RouterWeights,
+    uniforms: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+) -> RouterScore:
+    """csrc/cpu/router_score.cpp; weights in bf16 are multiplied in bf16 where the CPU has an instruction for it."""
+    packed = getattr(weights, "packed", None)
+    if packed is None:
+        packed = _pack(weights)
+    actions = weights.w2.shape[0]
+    out = native.call("router_score", hidden, rows, signals, packed, actions, uniforms, bias, temperature, eps)
+    return RouterScore(*out)
+
+
 register(Implementation("router_score", "reference", reference))
+native.register_cpu("router_score", cpu, torch.float32, torch.bfloat16)
+register_triton("router_score", "router_score", "router_score", RouterScore)

@@ -1,0 +1,119 @@
+// Vectors of W floats in plain C++ (GCC/Clang vector extensions). No include guard: foreach_isa.h includes it once per
+// instruction set, inside a namespace and under the target pragma of that set; RORO_WIDTH is the width in floats.
+
+constexpr int W = RORO_WIDTH;
+typedef float vf __attribute__((vector_size(RORO_WIDTH * 4)));
+typedef std::int32_t vi __attribute__((vector_size(RORO_WIDTH * 4)));
+typedef std::uint32_t vu __attribute__((vector_size(RORO_WIDTH * 4)));
+typedef std::uint16_t vh __attribute__((vector_size(RORO_WIDTH * 2)));
+
+#ifndef RORO_INLINE
+#define RORO_INLINE [[maybe_unused]] static inline __attribute__((always_inline))
+#endif
+
+RORO_INLINE vf splat(float x) { return x - vf{}; }
+
+RORO_INLINE vf load(const float* p) {
+  vf v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+RORO_INLINE vf load(const bf16* p) {
+  vh h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+// The first n < W elements, the rest `fill`.
+template <typename T>
+RORO_INLINE vf load_some(const T* p, std::int64_t n, float fill = 0.0f) {
+  float part[W];
+  for (int i = 0; i < W; ++i) part[i] = i < n ? to_float(p[i]) : fill;
+  return load(part);
+}
+
+RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+RORO_INLINE void store(bf16* p, vf v) {
+  const vu bits = (vu)v;
+  const vu even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vu nan = (bits >> 16) | 0x40;
+  const vh h = __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+
+template <typename T>
+RORO_INLINE void store_some(T* p, vf v, std::int64_t n) {
+  T part[W];
+  store(part, v);
+  for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+RORO_INLINE vf maximum(vf a, vf b) { return a > b ? a : b; }
+
+typedef float quad __attribute__((vector_size(16)));
+typedef float octet __attribute__((vector_size(32)));
+
+// Pairwise, so that the order of the sum is fixed.
+RORO_INLINE float sum(vf v) {
+#if RORO_WIDTH == 16
+  const octet o = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif RORO_WIDTH == 8
+  const octet o = v;
+#endif
+#if RORO_WIDTH >= 8
+  const quad q = __builtin_shufflevector(o, o, 0, 1, 2, 3) + __builtin_shufflevector(o, o, 4, 5, 6, 7);
+#else
+  const quad q = v;
+#endif
+  return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+RORO_INLINE float largest(vf v) {
+  float part[W];
+  store(part, v);
+  for (int n = W / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) part[i] = part[i] > part[i + n] ? part[i] : part[i + n];
+  }
+  return part[0];
+}
+
+// exp to 2 ulp (Cephes' polynomial); 0 below the smallest normal number.
+RORO_INLINE vf exp(vf x) {
+  constexpr float kLowest = -87.33654f, kHighest = 88.72f, kMagic = 12582912.0f;  // 1.5 * 2^23
+  const vf lowest = splat(kLowest), highest = splat(kHighest);
+  const vf y = x < lowest ? lowest : x > highest ? highest : x;
+  const vf shifted = y * 1.44269504f + kMagic;
+  const vf n = shifted - kMagic;
+  vf r = y - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const vi half = ((vi)shifted - 0x4B400000) >> 1, rest = ((vi)shifted - 0x4B400000) - half;
+  const vf e = p * (vf)((half + 127) << 23) * (vf)((rest + 127) << 23);  // n reaches 128: 2^n in two factors
+  return x < lowest ? vf{} : x != x ? x : e;
+}
+
+RORO_INLINE vf silu(vf x) { return x / (exp(-x) + 1.0f); }
+
+// Sum over n elements of a[i] * b[i].
+template <typename A, typename B>
+RORO_INLINE float dot(const A* a, const B* b, std::int64_t n) {
+  vf s0{}, s1{}, s2{}, s3{};
+  std::int64_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W) {
+    s0 += load(a + i) * load(b + i);
+    s1 += load(a + i + W) * load(b + i + W);
+    s2 += load(a + i + 2 * W) * load(b + i + 2 * W);
+    s3 += load(a + i + 3 * W) * load(b + i + 3 * W);
+  }
+  for (; i + W <= n; i += W) s0 += load(a + i) * load(b + i);
+  if (i < n) s1 += load_some(a + i, n - i) * load_some(b + i, n - i);
+  return sum((s0 + s1) + (s2 + s3));
+}
