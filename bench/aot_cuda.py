@@ -89,4 +89,5 @@ def demangle(name: str) -> str:
     tool = shutil.which("c++filt")
     if tool is None:
         return name
-    return subprocess.run([tool, name], capture_output=True, text=True, check=True).stdout.strip().partition("(")[0]
+    text = subprocess.run([tool, "-p", name], capture_output=True, text=True, check=True).stdout.strip()
+    return text.removeprefix("void ").replace("(anonymous namespace)::", "").replace("roro::", "")
