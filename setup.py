@@ -93,7 +93,7 @@ def kernel_extension():
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     return Extension(
         "roro_fast._C",
-        [*sorted(glob("csrc/bind_torch*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))],
+        [f for f in sorted(glob("csrc/bind_torch*.cpp") + glob("csrc/cpu/*.cpp")) if "cuda" not in f],
         include_dirs=["csrc"],
         depends=[*sorted(glob("csrc/*.h")), *sorted(glob("csrc/cpu/*.h"))],
         language="c++",

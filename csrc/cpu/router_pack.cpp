@@ -10,9 +10,10 @@ namespace {
 
 constexpr std::int64_t kMagic = 0x31726f7475726f72;
 
-std::int64_t panel_of(Isa i) { return i >= Isa::avx512 ? 64 : i == Isa::avx2 ? 16 : 8; }
-
 bool half_products(bool asked) { return asked && isa() >= Isa::avx512_bf16; }
+
+// What the kernels keep in registers for one row.
+std::int64_t panel_of(bool half) { return half_products(half) ? 64 : pick(8, 16, 64); }
 
 }  // namespace
 
@@ -38,11 +39,11 @@ RouterLayout router_layout(const RouterSizes& s, std::int64_t panel, bool half) 
 }
 
 std::int64_t router_packed_bytes(const RouterSizes& sizes, bool half) {
-  return router_layout(sizes, panel_of(isa()), half_products(half)).bytes;
+  return router_layout(sizes, panel_of(half), half_products(half)).bytes;
 }
 
 void router_pack(const RouterTensors& w, const RouterSizes& s, bool half, void* packed) {
-  const RouterLayout l = router_layout(s, panel_of(isa()), half_products(half));
+  const RouterLayout l = router_layout(s, panel_of(half), half_products(half));
   char* base = static_cast<char*>(packed);
   std::memset(base, 0, l.bytes);
   const RouterHeader header{kMagic, l.bytes, l.panel, l.half, s};
@@ -78,7 +79,7 @@ RouterSizes router_packed_sizes(const void* packed, std::int64_t bytes) {
   if (header.magic != kMagic || header.bytes != bytes) {
     throw std::runtime_error("weights: these are no packed router weights; make them with pack_router");
   }
-  if (header.panel != panel_of(isa()) || (header.half && isa() < Isa::avx512_bf16)) {
+  if (header.panel != panel_of(header.half) || (header.half && !half_products(true))) {
     throw std::runtime_error("weights: packed for another instruction set than " + isa_name(isa()) + "; pack again");
   }
   return header.sizes;

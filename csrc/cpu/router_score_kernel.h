@@ -44,8 +44,9 @@ RORO_INLINE void tile(const float* const* x, const float* w, std::int64_t k0, st
                                         float* acc) {
   const std::int64_t width = w.layout.padded_width, panel = w.layout.panel, S = a.sizes.signals, K = a.sizes.actions;
   const float* signals = a.signals + row * a.signals_stride;
-  for (std::int64_t p = 0; p < width; p += panel) {
-    const float* ws = w.signals() + p * S;
+  constexpr int kStep = kColumns * W;  // divides the panel
+  for (std::int64_t p = 0; p < width; p += kStep) {
+    const float* ws = w.signals() + p / panel * panel * S + p % panel;
     vf h[kColumns];
     for (int c = 0; c < kColumns; ++c) h[c] = load(w.b1() + p + c * W);
     for (int c = 0; c < kColumns && a.sizes.hidden; ++c) h[c] += load(acc + p + c * W) * rstd;

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.registry import Implementation, needs_grad, register, select
 
 EPS = 1e-6  # added to a group's standard deviation
 
@@ -43,7 +43,7 @@ def judge_score(
     A trajectory without slots, or whose weights sum to 0, scores 0. Accumulates in float32; deterministic; every
     size may be 0. The reference is differentiable in hidden and label_weight.
     """
-    fn = select("judge_score", hidden.device, hidden.dtype, impl)
+    fn = select("judge_score", hidden.device, hidden.dtype, impl, needs_grad(hidden, label_weight))
     scores: JudgeScores = fn(hidden, rows, label_weight, criterion_weight, offsets, valence, group_offsets)
     return scores
 
@@ -79,4 +79,4 @@ def _normalise(scores: torch.Tensor, group_offsets: torch.Tensor) -> torch.Tenso
     return centred / (std.repeat_interleave(sizes) + EPS)
 
 
-register(Implementation("judge_score", "reference", reference))
+register(Implementation("judge_score", "reference", reference, differentiable=True))

@@ -94,4 +94,3 @@ def usable(*dtypes: torch.dtype) -> Callable[[torch.device, torch.dtype], tuple[
 def register_cpu(op_name: str, fn: Callable[..., Any], *dtypes: torch.dtype, priority: int = PRIORITY) -> None:
     """Let `fn` serve `op_name` as "cpu" for CPU tensors of `dtypes` (any when empty)."""
     register(Implementation(op_name, "cpu", fn, usable(*dtypes), priority, auto_on=("cpu",)))
-

@@ -28,7 +28,8 @@ def always(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
 class Implementation:
     """One way to compute an op. Higher `priority` wins under auto; the reference has 0.
 
-    Auto considers it on the device types of `auto_on` only; elsewhere it serves by name, if usable.
+    Auto considers it on the device types of `auto_on` only; elsewhere it serves by name, if usable. Where gradients are
+    needed, only a `differentiable` one serves.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Implementation:
     usable: Usable = always
     priority: int = 0
     auto_on: tuple[str, ...] = ("cpu", "cuda", "meta")
+    differentiable: bool = False
 
 
 _TABLE: dict[str, dict[str, Implementation]] = {}
@@ -67,20 +69,36 @@ def requested(op: str, value: str | None = None) -> str | None:
     return None
 
 
-def select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None = None) -> Callable[..., Any]:
-    """The function that serves `op` on tensors of this device and dtype. Raises ConfigError for an impossible order."""
-    return _select(op, device, dtype, impl, os.environ.get("RORO_IMPL", ""))
+def select(
+    op: str, device: torch.device, dtype: torch.dtype, impl: str | None = None, grad: bool = False
+) -> Callable[..., Any]:
+    """The function that serves `op` on tensors of this device and dtype. Raises ConfigError for an impossible order.
+
+    `grad`: the result will be differentiated.
+    """
+    return _select(op, device, dtype, impl, os.environ.get("RORO_IMPL", ""), grad)
 
 
 @lru_cache(maxsize=512)
-def _select(op: str, device: torch.device, dtype: torch.dtype, impl: str | None, order: str) -> Callable[..., Any]:
+def _select(
+    op: str, device: torch.device, dtype: torch.dtype, impl: str | None, order: str, grad: bool
+) -> Callable[..., Any]:
+    def check(i: Implementation) -> tuple[bool, str]:
+        if grad and not i.differentiable:
+            return False, "it has no gradients; call it under torch.no_grad(), or let auto choose"
+        return i.usable(device, dtype)
+
     wanted = impl or requested(op, order)
     if wanted is None:
-        return next(i for i in implementations(op) if device.type in i.auto_on and i.usable(device, dtype)[0]).fn
+        return next(i for i in implementations(op) if device.type in i.auto_on and check(i)[0]).fn
     found = _TABLE[op].get(wanted)
     if found is None:
         raise ConfigError(f"impl: op {op!r} has no implementation {wanted!r}; choose one of {', '.join(_TABLE[op])}")
-    ok, reason = found.usable(device, dtype)
+    ok, reason = check(found)
     if not ok:
         raise ConfigError(f"impl: {op}:{wanted} cannot serve {device.type}/{dtype}: {reason}")
     return found.fn
+
+
+def needs_grad(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

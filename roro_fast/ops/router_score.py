@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from roro_fast.ops import native
-from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.registry import Implementation, needs_grad, register, select
 from roro_fast.ops.triton_impl import register_triton
 
 
@@ -70,7 +70,7 @@ def router_score(
     bias [N, K] float32 added to the logits before the temperature (the per-request budget). temperature 0 means greedy.
     `weights` may be what `pack_router` gave: worth it when the same weights serve many calls.
     """
-    fn = select("router_score", signals.device, weights.w1.dtype, impl)
+    fn = select("router_score", signals.device, weights.w1.dtype, impl, needs_grad(hidden, signals, *weights))
     out: RouterScore = fn(hidden, rows, signals, weights, uniforms, bias, temperature, eps)
     return out
 
@@ -132,6 +132,6 @@ def cpu(
     return RouterScore(*out)
 
 
-register(Implementation("router_score", "reference", reference))
+register(Implementation("router_score", "reference", reference, differentiable=True))
 native.register_cpu("router_score", cpu, torch.float32, torch.bfloat16)
 register_triton("router_score", "router_score", "router_score", RouterScore)

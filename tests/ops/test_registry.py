@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def _op(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RORO_IMPL", raising=False)
     monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    register(Implementation("probe", "reference", lambda: "reference"))
+    register(Implementation("probe", "reference", lambda: "reference", differentiable=True))
     register(Implementation("probe", "fast", lambda: "fast", lambda d, t: (t == torch.float32, "only fp32"), 10))
     register(Implementation("probe", "gpu", lambda: "gpu", lambda d, t: (d.type == "cuda", "needs a GPU"), 20))
     yield
@@ -73,6 +73,12 @@ def test_an_impossible_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RORO_IMPL", "probe=gpu")
     with pytest.raises(ConfigError, match="needs a GPU"):
         served()
+
+
+def test_only_a_differentiable_one_serves_where_gradients_are_needed() -> None:
+    assert select("probe", CPU, torch.float32, grad=True)() == "reference"
+    with pytest.raises(ConfigError, match="probe:fast .* it has no gradients"):
+        select("probe", CPU, torch.float32, "fast", grad=True)
 
 
 def test_a_new_implementation_is_noticed() -> None:

@@ -78,6 +78,9 @@ def test_training_differentiates_what_is_served() -> None:
         t.requires_grad_(True)
     hidden, signals = torch.randn(9, 6), torch.randn(9, 2)
     z = logits_of(hidden, signals, w)
-    assert torch.equal(z, router_score(hidden, None, signals, w, torch.rand(9)).logits)
+    served = router_score(hidden, None, signals, w, torch.rand(9))
+    assert torch.equal(z, served.logits) and served.logprob.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(z, router_score(hidden, None, signals, w, torch.rand(9)).logits)
     z.logsumexp(-1).sum().backward()
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in w)
