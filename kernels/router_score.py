@@ -179,7 +179,9 @@ def plan(n: int, h: int, d: int, dtype: torch.dtype) -> Plan:
     splits = 1
     while 2 * splits * tiles * blocks <= _PROGRAMS and h >= 512 * splits:
         splits *= 2
-    return Plan(block_n, block_d, 64, tiles, splits, 8 if block_n * block_d >= 8192 else 4, 3)
+    return Plan(
+        block_n, block_d, 32 if dtype == torch.float32 else 64, tiles, splits, 8 if block_n * widest >= 4096 else 4, 3
+    )
 
 
 _packs = WeakTensorKeyDictionary()
@@ -225,9 +227,7 @@ def router_score(
     checks.at_most("weights.w2 (actions)", k, MAX_ACTIONS)
     checks.at_most("signals (columns)", n_signals, MAX_SIGNALS)
     if hidden.ndim != 2 or hidden.device != device or hidden.dtype not in checks.FLOATS:
-        raise ConfigError(
-            f"hidden: {list(hidden.shape)} {hidden.dtype} on {hidden.device}; expected [T, H] on {device}"
-        )
+        raise ConfigError(f"hidden: {hidden.dtype} {list(hidden.shape)} on {hidden.device}; want [T, H] on {device}")
     if temperature < 0:
         raise ConfigError(f"temperature: {temperature}; 0 is greedy, above 0 samples")
     if hidden.stride(-1) != 1 and h > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from roro_fast.kernels.aot_spec import AotSpec
 
 
