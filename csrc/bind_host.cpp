@@ -1,10 +1,13 @@
 // Python module roro_fast._host: host structures of the scheduler. No torch headers here.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "host/catch_up.h"
 #include "host/page_pool.h"
 #include "host/prefix_hash.h"
 
@@ -52,10 +55,49 @@ auto with_tokens(const py::object& tokens, F&& body) {
   return body(copy.data(), static_cast<std::int64_t>(copy.size()));
 }
 
+using Int64s = py::array_t<std::int64_t, 0>;
+
+// Rows may lie apart, their elements must not: the array is read in place, never copied.
+const std::int64_t* int64s(const char* name, const py::array& a, int ndim, std::int64_t n = -1) {
+  const py::ssize_t size = ndim && a.ndim() == ndim ? a.shape(0) : 0;
+  if (!py::isinstance<Int64s>(a) || a.ndim() != ndim || (a.shape(ndim - 1) > 1 && a.strides(ndim - 1) != 8)) {
+    throw py::value_error(std::string(name) + ": expected int64 with " + std::to_string(ndim) +
+                          " dimension(s), elements of the last one side by side");
+  }
+  if (n >= 0 && size != n) {
+    throw py::value_error(std::string(name) + ": " + std::to_string(size) + " entries, but rows has " +
+                          std::to_string(n));
+  }
+  return static_cast<const std::int64_t*>(a.data());
+}
+
+py::tuple plan(const py::array& tokens, const py::array& rows, const py::array& start, const py::array& count,
+               const py::array& table, std::int64_t page_size) {
+  roro::CatchUp c{};
+  c.tokens = int64s("tokens", tokens, 2);
+  c.sequences = tokens.shape(0);
+  c.length = tokens.shape(1);
+  c.token_stride = tokens.strides(0) / 8;
+  c.table = int64s("page_table", table, 2);
+  if (table.shape(0) != c.sequences) throw py::value_error("page_table: as many rows as tokens are needed");
+  c.table_width = table.shape(1);
+  c.table_stride = table.strides(0) / 8;
+  c.page_size = page_size;
+  c.rows = int64s("rows", rows, 1);
+  c.n = rows.shape(0);
+  c.start = int64s("start", start, 1, c.n);
+  c.count = int64s("count", count, 1, c.n);
+  Int64s cu(c.n + 1);
+  const std::int64_t total = roro::measure_catch_up(c, cu.mutable_data());
+  Int64s ids(total), positions(total), slots(total);
+  roro::plan_catch_up(c, ids.mutable_data(), positions.mutable_data(), slots.mutable_data());
+  return py::make_tuple(ids, positions, slots, cu);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Scheduler hot paths: page allocator and prefix hashing.";
+  m.doc() = "Scheduler hot paths: page allocator, prefix hashing, catch-up planner.";
 
   py::class_<roro::PagePool>(m, "PagePool")
       .def(py::init<std::int64_t, std::vector<std::int64_t>>(), py::arg("num_slabs"), py::arg("pages_per_slab"))
@@ -85,4 +127,7 @@ PYBIND11_MODULE(_host, m) {
         });
       },
       py::arg("root"), py::arg("tokens"), py::arg("page_size"));
+
+  m.def("plan", &plan, py::arg("tokens"), py::arg("rows"), py::arg("start"), py::arg("count"), py::arg("page_table"),
+        py::arg("page_size"));
 }

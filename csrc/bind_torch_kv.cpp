@@ -1,0 +1,122 @@
+// torch.ops.roro_fast: ops on paged keys and values.
+#include "bind_torch.h"
+
+#include <algorithm>
+
+#include "cpu/kv_copy.h"
+
+namespace roro {
+namespace {
+
+std::int64_t element_bytes(const Tensor& t) {
+  std::int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &type));
+  return static_cast<std::int64_t>(aoti_torch_dtype_element_size(type));
+}
+
+cpu::Element element(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return cpu::Element::f32;
+    case ScalarType::BFloat16: return cpu::Element::bf16;
+    case ScalarType::Half: return cpu::Element::f16;
+    default: fail(name, ": ", name_of(t.scalar_type()), " cannot be converted; use float32, bfloat16 or float16");
+  }
+}
+
+// [pages, inner..., page_size, heads, dim]
+cpu::Pool pool_of(const char* name, const Tensor& t) {
+  check_cpu(name, t);
+  const std::int64_t d = t.dim(), bytes = element_bytes(t);
+  RORO_CHECK(d >= 4 && d - 4 <= cpu::kMaxInner, name, ": shape ", shape_of(t),
+             " but [pages, up to 4 more, page_size, heads, dim] is needed");
+  RORO_CHECK(t.size(d - 1) <= 1 || t.stride(d - 1) == 1, name, ": elements of a head are apart; call .contiguous()");
+  cpu::Pool p{};
+  p.data = static_cast<char*>(t.data_ptr());
+  p.pages = t.size(0);
+  p.page_size = t.size(d - 3);
+  p.page_stride = t.stride(0) * bytes;
+  p.token_stride = t.stride(d - 3) * bytes;
+  p.head_stride = t.stride(d - 2) * bytes;
+  for (std::int64_t i = 1; i < d - 3; ++i) p.inner_stride[i - 1] = t.stride(i) * bytes;
+  return p;
+}
+
+void kv_copy(const Tensor& source, Tensor target, const Tensor& spans) {
+  cpu::CopyArgs a{};
+  a.source = pool_of("source", source);
+  a.target = pool_of("target", target);
+  const std::int64_t d = source.dim();
+  const bool alike = target.dim() == d;
+  for (std::int64_t i = 1; i < d; ++i) {
+    RORO_CHECK(alike && (i == d - 3 || source.size(i) == target.size(i)), "target: shape ", shape_of(target),
+               " does not fit source ", shape_of(source), "; only pages and page_size may differ");
+  }
+  RORO_CHECK(!source.numel() || a.source.page_size > 0, "source: pages of size 0");
+  std::fill(a.inner_size, a.inner_size + cpu::kMaxInner, 1);
+  for (std::int64_t i = 1; i < d - 3; ++i) a.inner_size[i - 1] = source.size(i);
+  a.heads = source.size(d - 2);
+  a.dim = source.size(d - 1);
+  a.source_bytes = element_bytes(source);
+  a.target_bytes = element_bytes(target);
+  if (source.scalar_type() != target.scalar_type()) {
+    cpu::set_conversion(a, element("source", source), element("target", target));
+  }
+  check_type("spans", spans, ScalarType::Long);
+  check_shape("spans", spans, {-1, 3});
+  RORO_CHECK(spans.is_contiguous(), "spans: not contiguous; call .contiguous()");
+  check_cpu("spans", spans);
+  a.spans = static_cast<const cpu::Span*>(spans.data_ptr());
+  a.n = spans.size(0);
+  cpu::check_spans(a);
+  cpu::kv_copy(a, threads());
+}
+
+void kv_copy_meta(const Tensor&, Tensor, const Tensor&) {}
+
+void kv_copy_pages(Tensor pool, const Tensor& source, const Tensor& target) {
+  check_cpu("pool", pool);
+  RORO_CHECK(pool.dim() >= 1, "pool: a scalar has no pages");
+  std::int64_t size = 1;
+  bool dense = true;
+  for (std::int64_t i = pool.dim() - 1; i > 0; --i) {
+    dense &= pool.size(i) <= 1 || pool.stride(i) == size;
+    size *= pool.size(i);
+  }
+  RORO_CHECK(dense, "pool: a page must be contiguous");
+  RORO_CHECK(source.dim() == 1, "source: shape ", shape_of(source), " but [any] is needed");
+  const std::int64_t n = source.size(0), pages = pool.size(0);
+  const std::int64_t *from = indices("source", source, n), *to = indices("target", target, n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    RORO_CHECK(from[i] >= 0 && from[i] < pages, "source: page ", from[i], " at ", i, ", but the pool has ", pages);
+    RORO_CHECK(to[i] >= 0 && to[i] < pages, "target: page ", to[i], " at ", i, ", but the pool has ", pages);
+  }
+  std::vector<std::int64_t> written(to, to + n);
+  std::sort(written.begin(), written.end());
+  for (std::int64_t i = 0; i < n; ++i) {
+    RORO_CHECK(!i || written[i] != written[i - 1], "target: page ", written[i], " is there twice");
+    RORO_CHECK(!std::binary_search(written.begin(), written.end(), from[i]), "source: page ", from[i],
+               " is a target too");
+  }
+  const std::int64_t bytes = element_bytes(pool);
+  cpu::copy_pages(static_cast<char*>(pool.data_ptr()), pool.stride(0) * bytes, size * bytes, from, to, n, threads());
+}
+
+void kv_copy_pages_meta(Tensor, const Tensor&, const Tensor&) {}
+
+}  // namespace
+}  // namespace roro
+
+STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
+  m.def("kv_copy(Tensor source, Tensor(a!) target, Tensor spans) -> ()");
+  m.def("kv_copy_pages(Tensor(a!) pool, Tensor source, Tensor target) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {
+  m.impl("kv_copy", TORCH_BOX(&roro::kv_copy));
+  m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_pages));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(roro_fast, Meta, m) {
+  m.impl("kv_copy", TORCH_BOX(&roro::kv_copy_meta));
+  m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_pages_meta));
+}
