@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from roro_fast.ops.registry import Implementation, needs_grad, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 EPS = 1e-6  # added to a group's standard deviation
 
@@ -80,3 +81,4 @@ def _normalise(scores: torch.Tensor, group_offsets: torch.Tensor) -> torch.Tenso
 
 
 register(Implementation("judge_score", "reference", reference, differentiable=True))
+register_triton("judge_score", "judge_score", "judge_score", JudgeScores)
