@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from roro_fast.ops import native
+from roro_fast.ops import native, native_cuda
 from roro_fast.ops.registry import Implementation, needs_grad, register, select
 from roro_fast.ops.triton_impl import register_triton
 
@@ -132,6 +132,25 @@ def cpu(
     return RouterScore(*out)
 
 
+def cuda(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | None,
+    signals: torch.Tensor,
+    weights: RouterWeights,
+    uniforms: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    eps: float = 1e-6,
+) -> RouterScore:
+    """csrc/cuda/router_score.cu: one launch for N <= 256, else two around torch's product."""
+    if weights.w1.dtype not in (hidden.dtype, torch.float32):
+        weights = RouterWeights(*(w.float() for w in weights))
+    native_cuda.check_index("rows", rows, len(hidden))
+    out = native_cuda.call("router_score", hidden, rows, signals, *weights, uniforms, bias, temperature, eps)
+    return RouterScore(*out)
+
+
 register(Implementation("router_score", "reference", reference, differentiable=True))
 native.register_cpu("router_score", cpu, torch.float32, torch.bfloat16)
+native_cuda.register_cuda("router_score", cuda)
 register_triton("router_score", "router_score", "router_score", RouterScore)

@@ -1,0 +1,269 @@
+// torch.ops.roro_cuda: the CUDA kernels as torch ops, a shared library of its own (roro_fast/ops/cuda/build.py).
+// No CUDA headers: kernels are reached through csrc/cuda/api.h. Through torch's stable ABI and a weak symbol for the
+// current stream the same binary also loads where torch has no CUDA.
+#ifdef USE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bind_torch.h"
+#include "cuda/api.h"
+
+#pragma weak aoti_torch_get_current_cuda_stream
+
+// The emulated build of the tests registers the same code under another name, for CPU tensors.
+#ifndef RORO_OPS
+#define RORO_OPS roro_cuda
+#define RORO_KEY CUDA
+#endif
+
+namespace roro {
+namespace {
+
+using Sizes = std::vector<std::int64_t>;
+
+struct Place {
+  std::int32_t type = 0, index = 0;
+  bool operator==(const Place& other) const { return type == other.type && index == other.index; }
+};
+
+Place place_of(const Tensor& t) {
+  Place p;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &p.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &p.index));
+  return p;
+}
+
+/// One call: the device that its tensors must share, made current, and that device's current stream.
+class Call {
+ public:
+  Call(const char* op, const Tensor& leader) : op_(op), place_(place_of(leader)) {
+    if (place_.type != aoti_torch_device_type_cuda()) return;
+    guard_.emplace(place_.index);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place_.index, &stream_));
+  }
+
+  void* stream() const { return stream_; }
+  Place place() const { return place_; }
+
+  /// A tensor of this dtype, shape (-1: any) and device; its last dimension is contiguous.
+  void check(const char* name, const Tensor& t, ScalarType type, std::initializer_list<std::int64_t> sizes) const {
+    check_type(name, t, type);
+    check_shape(name, t, sizes);
+    RORO_CHECK(place_of(t) == place_, name, ": not on the same device as the other arguments of ", op_);
+    check_rows(name, t);
+  }
+
+  /// Like `check`, and contiguous.
+  void check_dense(const char* name, const Tensor& t, ScalarType type, std::initializer_list<std::int64_t> sizes) const {
+    check(name, t, type, sizes);
+    RORO_CHECK(t.is_contiguous(), name, ": not contiguous; call .contiguous()");
+  }
+
+  Tensor empty(const Sizes& sizes, ScalarType type, std::int64_t row_stride = 0) const {
+    Sizes strides(sizes.size(), 1);
+    for (int i = int(sizes.size()) - 2; i >= 0; --i) strides[i] = strides[i + 1] * std::max<std::int64_t>(sizes[i + 1], 1);
+    if (row_stride) strides[0] = row_stride;
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        sizes.size(), sizes.data(), strides.data(), code_of(type), place_.type, place_.index, &handle));
+    Tensor t(handle);
+    if (poisoned() && t.is_cpu() && t.numel()) std::memset(t.data_ptr(), 0xff, t.numel() * t.element_size());
+    return t;
+  }
+
+  void launched(int error) const {
+    RORO_CHECK(error == 0, op_, ": CUDA error ", error, ": ", roro_cuda_error(error));
+  }
+
+ private:
+  static std::int32_t code_of(ScalarType type) {
+    switch (type) {
+      case ScalarType::Long: return aoti_torch_dtype_int64();
+      case ScalarType::Half: return aoti_torch_dtype_float16();
+      case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
+      default: return aoti_torch_dtype_float32();
+    }
+  }
+
+  const char* op_;
+  Place place_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  void* stream_ = nullptr;
+};
+
+int dtype_of(const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  if (type == ScalarType::Float) return RORO_F32;
+  if (type == ScalarType::Half) return RORO_F16;
+  RORO_CHECK(type == ScalarType::BFloat16, name, ": ", name_of(type), " but float32, float16 or bfloat16 is needed");
+  return RORO_BF16;
+}
+
+template <typename T>
+T* maybe(const MaybeTensor& t) {
+  return t ? pointer<T>(*t) : nullptr;
+}
+
+/// Zeroed counters for launches whose last block continues. Launches of one stream follow each other and share theirs;
+/// a launch captured in a graph may run on any stream later and keeps its own.
+class Tickets {
+ public:
+  unsigned* get(const Call& call, const Tensor& like, std::int64_t count) {
+    int capturing = 0;
+    call.launched(roro_stream_capturing(call.stream(), &capturing));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto key = std::make_tuple(call.place().type, call.place().index, call.stream());
+    if (!capturing) {
+      auto& found = by_stream_[key];
+      if (found.second < count) found = {take(call, like, count, false), count};
+      return found.first;
+    }
+    return take(call, like, count, true);
+  }
+
+ private:
+  static constexpr std::int64_t kArena = 1 << 16, kLine = 32;
+
+  unsigned* take(const Call& call, const Tensor& like, std::int64_t count, bool capturing) {
+    count = (count + kLine - 1) / kLine * kLine;
+    Arena& arena = arenas_[std::make_pair(call.place().type, call.place().index)];
+    if (arena.left < count) {
+      // Memory zeroed inside a capture is zeroed again by each replay: such a launch may share with none.
+      const std::int64_t size = capturing ? count : std::max(count, kArena);
+      Tensor zeros = torch::stable::new_zeros(like, {size}, ScalarType::Int);
+      kept_.push_back(zeros);
+      if (capturing) return pointer<unsigned>(zeros);
+      call.launched(roro_stream_synchronize(call.stream()));
+      arena = {pointer<unsigned>(zeros), size};
+    }
+    unsigned* out = arena.next;
+    arena.next += count;
+    arena.left -= count;
+    return out;
+  }
+
+  struct Arena {
+    unsigned* next = nullptr;
+    std::int64_t left = 0;
+  };
+
+  std::mutex mutex_;
+  std::vector<Tensor> kept_;
+  std::map<std::pair<std::int32_t, std::int32_t>, Arena> arenas_;
+  std::map<std::tuple<std::int32_t, std::int32_t, void*>, std::pair<unsigned*, std::int64_t>> by_stream_;
+};
+
+Tickets& tickets() {
+  static Tickets* const one = new Tickets;  // never freed: at exit the CUDA context may be gone first
+  return *one;
+}
+
+// -- router_score -----------------------------------------------------------------------------------------------------
+
+using Router = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Router router_outputs(const Tensor& like, std::int64_t n, std::int64_t k) {
+  const Call call("router_score", like);
+  return {call.empty({n}, ScalarType::Long), call.empty({n}, ScalarType::Float), call.empty({n}, ScalarType::Float),
+          call.empty({n, k}, ScalarType::Float), call.empty({n, k}, ScalarType::Float)};
+}
+
+Router router_score(const Tensor& hidden, const MaybeTensor& rows, const Tensor& signals, const Tensor& norm,
+                    const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2, const Tensor& uniforms,
+                    const MaybeTensor& bias, double temperature, double eps) {
+  const Call call("router_score", signals);
+  RoroRouterScore a{};
+  a.hidden_dtype = dtype_of("hidden", hidden);
+  a.weight_dtype = dtype_of("weights.w1", w1);
+  const ScalarType type = w1.scalar_type();
+  RORO_CHECK(type == ScalarType::Float || type == hidden.scalar_type(), "weights.w1: ", name_of(type), " with ",
+             name_of(hidden.scalar_type()), " hidden; weights are float32 or of the dtype of hidden");
+  call.check_dense("signals", signals, ScalarType::Float, {-1, -1});
+  call.check("hidden", hidden, hidden.scalar_type(), {-1, -1});
+  const std::int64_t N = signals.size(0), S = signals.size(1), H = hidden.size(1);
+  call.check("weights.w1", w1, type, {-1, H + S});
+  const std::int64_t D = w1.size(0);
+  call.check_dense("weights.norm", norm, type, {H});
+  call.check_dense("weights.b1", b1, type, {D});
+  call.check_dense("weights.w2", w2, type, {-1, D});
+  const std::int64_t K = w2.size(0);
+  RORO_CHECK(K >= 1 && K <= RORO_ROUTER_MAX_ACTIONS, "weights.w2: ", K, " actions; the CUDA kernel takes 1 to ",
+             int(RORO_ROUTER_MAX_ACTIONS));
+  RORO_CHECK(D >= 1 && D <= 65536 && H <= 65536 && S <= 65536, "weights.w1: shape ", shape_of(w1), " is too large");
+  call.check_dense("weights.b2", b2, type, {K});
+  call.check_dense("uniforms", uniforms, ScalarType::Float, {N});
+  if (rows) call.check_dense("rows", *rows, ScalarType::Long, {N});
+  else RORO_CHECK(hidden.size(0) == N, "hidden: ", hidden.size(0), " rows for ", N, " rows of signals; pass rows");
+  if (bias) call.check_dense("bias", *bias, ScalarType::Float, {N, K});
+
+  Router out = router_outputs(signals, N, K);
+  if (N == 0) return out;
+  a.hidden = hidden.data_ptr();
+  a.rows = maybe<const std::int64_t>(rows);
+  a.signals = pointer<const float>(signals);
+  a.uniforms = pointer<const float>(uniforms);
+  a.bias = maybe<const float>(bias);
+  a.norm = norm.data_ptr(), a.w1 = w1.data_ptr(), a.b1 = b1.data_ptr(), a.w2 = w2.data_ptr(), a.b2 = b2.data_ptr();
+  a.action = pointer<std::int64_t>(std::get<0>(out));
+  a.logprob = pointer<float>(std::get<1>(out));
+  a.entropy = pointer<float>(std::get<2>(out));
+  a.probs = pointer<float>(std::get<3>(out));
+  a.logits = pointer<float>(std::get<4>(out));
+  a.T = hidden.size(0), a.N = N, a.hidden_stride = hidden.stride(0), a.w1_stride = w1.stride(0);
+  a.H = int(H), a.S = int(S), a.D = int(D), a.K = int(K);
+  a.temperature = float(temperature), a.eps = float(eps);
+  if (N <= RORO_ROUTER_MAX_ROWS && S <= RORO_ROUTER_MAX_SIGNALS) {
+    const Tensor workspace = call.empty({roro_router_score_workspace(N, a.H, a.D, a.K)}, ScalarType::Float);
+    a.workspace = pointer<float>(workspace);
+    a.tickets = tickets().get(call, signals, roro_router_score_tickets(a.D));
+    call.launched(roro_router_score(&a, call.stream()));
+    return out;
+  }
+  a.x_stride = (H + S + 7) / 8 * 8;
+  const Tensor x = call.empty({N, H + S}, type, a.x_stride);
+  a.x = x.data_ptr();
+  call.launched(roro_router_inputs(&a, call.stream()));
+  const Tensor z = torch::stable::matmul(x, torch::stable::transpose(w1, 0, 1));
+  a.z = z.data_ptr();
+  call.launched(roro_router_epilogue(&a, call.stream()));
+  return out;
+}
+
+Router router_score_meta(const Tensor&, const MaybeTensor&, const Tensor& signals, const Tensor&, const Tensor&,
+                         const Tensor&, const Tensor& w2, const Tensor&, const Tensor&, const MaybeTensor&, double,
+                         double) {
+  const auto like = [&](Sizes sizes, ScalarType type) { return torch::stable::new_empty(signals, sizes, type); };
+  const std::int64_t n = signals.size(0), k = w2.size(0);
+  return {like({n}, ScalarType::Long), like({n}, ScalarType::Float), like({n}, ScalarType::Float),
+          like({n, k}, ScalarType::Float), like({n, k}, ScalarType::Float)};
+}
+
+}  // namespace
+}  // namespace roro
+
+#ifndef RORO_FINGERPRINT
+#define RORO_FINGERPRINT ""
+#endif
+extern "C" __attribute__((visibility("default"))) const char* roro_cuda_fingerprint() { return RORO_FINGERPRINT; }
+
+STABLE_TORCH_LIBRARY(RORO_OPS, m) {
+  m.def(
+      "router_score(Tensor hidden, Tensor? rows, Tensor signals, Tensor norm, Tensor w1, Tensor b1, Tensor w2, "
+      "Tensor b2, Tensor uniforms, Tensor? bias, float temperature, float eps) -> "
+      "(Tensor action, Tensor logprob, Tensor entropy, Tensor probs, Tensor logits)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, RORO_KEY, m) { m.impl("router_score", TORCH_BOX(&roro::router_score)); }
+
+STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, Meta, m) { m.impl("router_score", TORCH_BOX(&roro::router_score_meta)); }
+
+#endif  // USE_CUDA

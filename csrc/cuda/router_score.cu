@@ -1,0 +1,479 @@
+// router_score: gathered rows -> RMS-norm -> [row, signals] -> MLP -> budget bias -> softmax -> action.
+//
+// One launch for N <= 256. Block (i, j) keeps a 16 x 512 piece of w1 in registers, with the norm's weight folded in,
+// and streams all rows past it; hidden stays in its own dtype, and 1/rms is applied to the sums. The last block of
+// column group i adds the pieces in order and applies the second layer to its 16 units; the last of those decides.
+// No float atomics: every sum has one order, which depends on neither N nor the order in which blocks finish.
+// Nobody waits for anybody, so it does not matter how many blocks the device holds at once.
+#include "cuda/device.cuh"
+
+namespace roro {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kUnits = 16;    // hidden units (rows of w1) per block
+constexpr int kInputs = 512;  // inputs (columns of w1) per block
+constexpr int kPieces = 8;    // warps, each with its share of the inputs
+constexpr int kPitch = 20;    // floats between rows of a partial product in shared memory
+constexpr int kActions = RORO_ROUTER_MAX_ACTIONS;
+
+struct Shared {
+  float* partial;  // [kPieces][rows][kPitch]
+  float* squares;  // [kPieces][rows]
+  float* signal;   // [S][kUnits]
+  float* bias;     // [kUnits]
+  float* w2;       // [K][kUnits]
+
+  __device__ Shared(unsigned char* memory, int rows, int S) {
+    partial = reinterpret_cast<float*>(memory);
+    squares = partial + kPieces * rows * kPitch;
+    signal = squares + kPieces * rows;
+    bias = signal + S * kUnits;
+    w2 = bias + kUnits;
+  }
+};
+
+size_t shared_bytes(int rows, int S, int K) {
+  return sizeof(float) * (kPieces * rows * (kPitch + 1) + (S + 1 + K) * kUnits);
+}
+
+int blocks_of(int n, int size) { return n > size ? (n + size - 1) / size : 1; }
+
+template <class T>
+__device__ __forceinline__ const T* row_of(const RoroRouterScore& a, int64_t n) {
+  const int64_t r = a.rows ? a.rows[n] : n;
+  return r >= 0 && r < a.T ? static_cast<const T*>(a.hidden) + r * a.hidden_stride : nullptr;
+}
+
+template <class T>
+__device__ __forceinline__ Vec<T, 16 / sizeof(T)> load_w1(const RoroRouterScore& a, int d, int k, bool wide) {
+  constexpr int V = 16 / sizeof(T);
+  if (d >= a.D) k = a.H;
+  const T* row = static_cast<const T*>(a.w1) + (d < a.D ? d : 0) * a.w1_stride;
+  const T* norm = static_cast<const T*>(a.norm);
+  Vec<T, V> w = wide ? load<V, true>(row, k, a.H) : load<V, false>(row, k, a.H);
+  const Vec<T, V> g = load<V, false>(norm, k, a.H);
+#pragma unroll
+  for (int i = 0; i < V; ++i) w.v[i] = from_float<T>(to_float(w.v[i]) * to_float(g.v[i]));
+  return w;
+}
+
+// What only the finishing block needs, fetched early by all: w1's signal columns, b1 and w2 of these 16 units.
+template <class T>
+__device__ __forceinline__ void stage_tail(const RoroRouterScore& a, const Shared& s, int first) {
+  for (int i = threadIdx.x; i < (a.S + 1 + a.K) * kUnits; i += kThreads) {
+    const int d = first + i % kUnits, what = i / kUnits;
+    float x = 0.0f;
+    if (d < a.D) {
+      if (what < a.S) x = to_float(static_cast<const T*>(a.w1)[d * a.w1_stride + a.H + what]);
+      else if (what == a.S) x = to_float(static_cast<const T*>(a.b1)[d]);
+      else x = to_float(static_cast<const T*>(a.w2)[(what - a.S - 1) * int64_t(a.D) + d]);
+    }
+    s.signal[i] = x;
+  }
+}
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// Logits of one row (bias still missing) to everything router_score returns. One thread.
+__device__ __forceinline__ void decide(const RoroRouterScore& a, int64_t n, const float (&sum)[kActions]) {
+  float x[kActions], top = -INFINITY, mass = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k >= a.K) break;
+    const float logit = a.bias ? sum[k] + a.bias[n * a.K + k] : sum[k];
+    a.logits[n * a.K + k] = logit;
+    x[k] = a.temperature > 0.0f ? logit / a.temperature : logit;
+    top = fmaxf(top, x[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k >= a.K) break;
+    mass += expf(x[k] - top);
+  }
+  const float log_mass = logf(mass), u = a.uniforms[n];
+  float below = 0.0f, entropy = 0.0f, best = 0.0f, taken = 0.0f;
+  int passed = 0, greedy = 0;
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k >= a.K) break;
+    const float logp = x[k] - top - log_mass, p = expf(logp);
+    a.probs[n * a.K + k] = p;
+    entropy -= p > 0.0f ? p * logp : p;  // 0 log 0 = 0; NaN stays
+    below += p;
+    passed += below <= u;
+    if (p > best) best = p, greedy = k;
+  }
+  const int action = a.temperature > 0.0f ? min(passed, a.K - 1) : greedy;
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k == action) taken = x[k] - top - log_mass;
+  }
+  a.action[n] = action;
+  a.logprob[n] = taken;
+  a.entropy[n] = entropy;
+}
+
+// Adds the warps' partial products of ROWS rows in order and puts them where the finishing block looks.
+template <int ROWS>
+__device__ __forceinline__ void flush(const RoroRouterScore& a, const Shared& s, int64_t first) {
+  const int row = threadIdx.x / 4, quad = threadIdx.x % 4;
+  const int64_t n = first + row;
+  if (row >= ROWS || n >= a.N) return;
+  float4 sum = make_float4(0, 0, 0, 0);
+  float squares = 0.0f;
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+    const float4 x = *reinterpret_cast<const float4*>(s.partial + (p * ROWS + row) * kPitch + 4 * quad);
+    sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    squares += s.squares[p * ROWS + row];
+  }
+  const int64_t slot = (int64_t(blockIdx.x) * gridDim.y + blockIdx.y) * a.N + n;
+  reinterpret_cast<float4*>(a.workspace)[slot * 4 + quad] = sum;
+  const int64_t slots = int64_t(gridDim.x) * gridDim.y * a.N;
+  if (quad == 0) a.workspace[slots * kUnits + slot] = squares;
+}
+
+template <class T>
+__device__ __forceinline__ void add_b2(const RoroRouterScore& a, float (&sum)[kActions]) {
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k < a.K) sum[k] += to_float(static_cast<const T*>(a.b2)[k]);
+  }
+}
+
+// The second layer on 16 units, by the last block of a column group; the decision, by the last of those.
+template <class T>
+__device__ __forceinline__ void finish(const RoroRouterScore& a, const Shared& s) {
+  if (!last_block(a.tickets + 1 + blockIdx.x, gridDim.y)) return;
+  const int64_t slots = int64_t(gridDim.x) * gridDim.y * a.N;
+  const float4* products = reinterpret_cast<const float4*>(a.workspace);
+  const float* squares = a.workspace + slots * kUnits;
+  float* logits = a.workspace + slots * (kUnits + 1);  // [gridDim.x][N][K]
+  const int quad = threadIdx.x % 4;
+  for (int64_t first = 0; first < a.N; first += kThreads / 4) {
+    const int64_t n = first + threadIdx.x / 4;
+    float z[4] = {0, 0, 0, 0}, square = 0.0f;
+    if (n < a.N) {
+      for (int p = 0; p < int(gridDim.y); ++p) {
+        const int64_t slot = (int64_t(blockIdx.x) * gridDim.y + p) * a.N + n;
+        const float4 x = __ldcg(products + slot * 4 + quad);
+        z[0] += x.x, z[1] += x.y, z[2] += x.z, z[3] += x.w;
+        square += __ldcg(squares + slot);
+      }
+      const float scale = a.H ? rsqrtf(square / a.H + a.eps) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) z[j] = z[j] * scale + s.bias[4 * quad + j];
+      for (int i = 0; i < a.S; ++i) {
+        const float signal = a.signals[n * a.S + i];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) z[j] += signal * s.signal[i * kUnits + 4 * quad + j];
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) z[j] = silu(z[j]);
+    }
+#pragma unroll
+    for (int k = 0; k < kActions; ++k) {
+      if (k >= a.K) break;
+      float x = 0.0f;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x += z[j] * s.w2[k * kUnits + 4 * quad + j];
+      x += __shfl_xor_sync(kAllLanes, x, 1);
+      x += __shfl_xor_sync(kAllLanes, x, 2);
+      if (quad == 0 && n < a.N) logits[(blockIdx.x * a.N + n) * a.K + k] = x;
+    }
+  }
+  if (!last_block(a.tickets, gridDim.x)) return;
+  const int64_t n = threadIdx.x;  // N <= kThreads
+  if (n >= a.N) return;
+  float sum[kActions];
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) sum[k] = 0.0f;
+  for (int i = 0; i < int(gridDim.x); ++i) {
+#pragma unroll
+    for (int k = 0; k < kActions; ++k) {
+      if (k < a.K) sum[k] += __ldcg(logits + (i * a.N + n) * a.K + k);
+    }
+  }
+  add_b2<T>(a, sum);
+  decide(a, n, sum);
+}
+
+// A warp's 16 x 64 piece of w1 and its product with 16 rows of hidden. Within 32 (or 16) inputs, lane 4 g + t takes
+// consecutive ones of row g, in 16 bytes, from hidden and from w1 alike; the tensor core then sums over them in another
+// order than memory's, which no sum minds.
+template <class T, class W>
+struct Piece {
+  static_assert(std::is_same<T, W>::value && sizeof(T) == 2, "weights and hidden of one 16-bit type");
+  static constexpr int kRows = 64, kBlocks = 2, kWide = 8;
+  Vec<T, 8> w[kBlocks][2];
+
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, bool wide) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) w[b][j] = load_w1<T>(a, unit + 8 * j, input + 32 * b, wide);
+    }
+  }
+
+  __device__ __forceinline__ void multiply(float (&sum)[2][4], const Vec<T, 8>& low, const Vec<T, 8>& high, int b) const {
+    const uint32_t *x = reinterpret_cast<const uint32_t*>(&low), *y = reinterpret_cast<const uint32_t*>(&high);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const uint32_t rows[4] = {x[i], y[i], x[i + 1], y[i + 1]};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t* column = reinterpret_cast<const uint32_t*>(&w[b][j]);
+        const uint32_t columns[2] = {column[i], column[i + 1]};
+        mma_m16n8k16<T>(sum[j], rows, columns);
+      }
+    }
+  }
+};
+
+// float32 weights: each factor is split into two TF32 numbers, whose products keep 21 bits. 16-bit hidden needs no split.
+template <class T>
+struct Piece<T, float> {
+  static constexpr int kWide = 16 / sizeof(T), kRows = sizeof(T) == 4 ? 32 : 64, kBlocks = 16 / kWide;
+  uint32_t big[kBlocks][2][kWide], small[kBlocks][2][kWide];
+
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, bool wide) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int i = 0; i < kWide; i += 4) {
+          const Vec<float, 4> x = load_w1<float>(a, unit + 8 * j, input + 4 * kWide * b + i, wide);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) split_tf32(x.v[e], big[b][j][i + e], small[b][j][i + e]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(float (&sum)[2][4], const Vec<T, kWide>& low, const Vec<T, kWide>& high,
+                                           int b) const {
+#pragma unroll
+    for (int i = 0; i < kWide; i += 2) {
+      uint32_t rows[4], rest[4];
+      split_tf32(to_float(low.v[i]), rows[0], rest[0]);
+      split_tf32(to_float(high.v[i]), rows[1], rest[1]);
+      split_tf32(to_float(low.v[i + 1]), rows[2], rest[2]);
+      split_tf32(to_float(high.v[i + 1]), rows[3], rest[3]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t columns[2] = {big[b][j][i], big[b][j][i + 1]}, fine[2] = {small[b][j][i], small[b][j][i + 1]};
+        mma_m16n8k8_tf32(sum[j], rows, fine);
+        if (sizeof(T) == 4) mma_m16n8k8_tf32(sum[j], rest, columns);
+        mma_m16n8k8_tf32(sum[j], rows, columns);
+      }
+    }
+  }
+};
+
+template <class T, class W, bool WIDE>
+__global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRouterScore a, const bool wide_w) {
+  RORO_DYNAMIC_SHARED(memory);
+  using P = Piece<T, W>;
+  constexpr int kTiles = P::kRows / 16, kBlocks = P::kBlocks, V = P::kWide;
+  const Shared s(memory, P::kRows, a.S);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
+  const int units = blockIdx.x * kUnits, input = blockIdx.y * kInputs + warp * (kInputs / kPieces) + quad * V;
+
+  P piece;
+  Vec<T, V> h[kTiles][2][kBlocks];  // [16 rows][upper 8]
+  uint32_t poisoned = 0;            // bit 2 m + u: this row's index was out of range
+  const auto fetch = [&](int64_t first) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int64_t n = first + 16 * m + 8 * u + group;
+        const T* row = n < a.N ? row_of<T>(a, n) : nullptr;
+        if (n < a.N && !row) poisoned |= 1u << (2 * m + u);
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) h[m][u][b] = load<V, WIDE>(row, input + 4 * V * b, row ? a.H : 0);
+      }
+    }
+  };
+  fetch(0);
+  piece.load(a, units + group, input, wide_w);
+  stage_tail<W>(a, s, units);
+
+  for (int64_t first = 0; first < a.N; first += P::kRows) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (first + 16 * m < a.N) {
+        float sum[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) piece.multiply(sum, h[m][0][b], h[m][1][b], b);
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          float squares = (poisoned >> (2 * m + u)) & 1 ? NAN : 0.0f;
+#pragma unroll
+          for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) squares += to_float(h[m][u][b].v[i]) * to_float(h[m][u][b].v[i]);
+          }
+          squares += __shfl_xor_sync(kAllLanes, squares, 1);
+          squares += __shfl_xor_sync(kAllLanes, squares, 2);
+          const int row = warp * P::kRows + 16 * m + 8 * u + group;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float* to = s.partial + row * kPitch + 8 * j + 2 * quad;
+            *reinterpret_cast<float2*>(to) = make_float2(sum[j][2 * u], sum[j][2 * u + 1]);
+          }
+          if (quad == 0) s.squares[row] = squares;
+        }
+      }
+    }
+    poisoned = 0;
+    if (first + P::kRows < a.N) fetch(first + P::kRows);
+    __syncthreads();
+    flush<P::kRows>(a, s, first);
+    __syncthreads();
+  }
+  finish<W>(a, s);
+}
+
+// Large N, first kernel: x = [rms_norm(hidden) * norm, signals] in the weights' dtype. One warp per row.
+template <class T, class W, bool WIDE>
+__global__ void __launch_bounds__(kThreads) router_inputs_kernel(const RoroRouterScore a) {
+  constexpr int V = 16 / (sizeof(T) > sizeof(W) ? sizeof(T) : sizeof(W));
+  const int lane = threadIdx.x % 32;
+  const int64_t n = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (n >= a.N) return;
+  const T* row = a.H ? row_of<T>(a, n) : nullptr;
+  const int end = row ? a.H : 0;
+  W* x = static_cast<W*>(a.x) + n * a.x_stride;
+  float squares = row || !a.H ? 0.0f : NAN;
+#pragma unroll 4
+  for (int k = lane * V; k < end; k += 32 * V) {
+    const Vec<T, V> h = load<V, WIDE>(row, k, end);
+#pragma unroll
+    for (int i = 0; i < V; ++i) squares += to_float(h.v[i]) * to_float(h.v[i]);
+  }
+  const float scale = rsqrtf(warp_sum(squares) / a.H + a.eps);
+#pragma unroll 4
+  for (int k = lane * V; k < a.H; k += 32 * V) {
+    const Vec<T, V> h = load<V, WIDE>(row, k, end);
+    const Vec<W, V> g = load<V, false>(static_cast<const W*>(a.norm), k, a.H);
+    Vec<W, V> out;
+#pragma unroll
+    for (int i = 0; i < V; ++i) out.v[i] = from_float<W>(to_float(h.v[i]) * scale * to_float(g.v[i]));
+    if (WIDE) {
+      *reinterpret_cast<Vec<W, V>*>(x + k) = out;
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        if (k + i < a.H) x[k + i] = out.v[i];
+      }
+    }
+  }
+  for (int i = lane; i < a.S; i += 32) x[a.H + i] = from_float<W>(a.signals[n * a.S + i]);
+}
+
+// Large N, after the product: bias, SiLU, second layer, decision. One warp per row.
+template <class W, bool WIDE>
+__global__ void __launch_bounds__(kThreads) router_epilogue_kernel(const RoroRouterScore a) {
+  constexpr int V = 16 / sizeof(W);
+  const int lane = threadIdx.x % 32;
+  const int64_t n = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (n >= a.N) return;
+  const W* z = static_cast<const W*>(a.z) + n * a.D;
+  float sum[kActions];
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) sum[k] = 0.0f;
+  for (int d = lane * V; d < a.D; d += 32 * V) {
+    const Vec<W, V> y = load<V, WIDE>(z, d, a.D), b = load<V, WIDE>(static_cast<const W*>(a.b1), d, a.D);
+    float unit[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) unit[i] = silu(to_float(y.v[i]) + to_float(b.v[i]));
+#pragma unroll
+    for (int k = 0; k < kActions; ++k) {
+      if (k < a.K) {
+        const Vec<W, V> w2 = load<V, WIDE>(static_cast<const W*>(a.w2) + int64_t(k) * a.D, d, a.D);
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum[k] += unit[i] * to_float(w2.v[i]);
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kActions; ++k) {
+    if (k < a.K) sum[k] = warp_sum(sum[k]);
+  }
+  if (lane) return;
+  add_b2<W>(a, sum);
+  decide(a, n, sum);
+}
+
+template <class T>
+bool wide(const void* p, int64_t stride, int width) {
+  constexpr int V = 16 / sizeof(T);
+  return aligned16(p) && stride % V == 0 && width % V == 0;
+}
+
+template <class T, class W>
+int launch_small(const RoroRouterScore& a, void* stream) {
+  const dim3 grid(blocks_of(a.D, kUnits), blocks_of(a.H, kInputs));
+  const size_t bytes = shared_bytes(Piece<T, W>::kRows, a.S, a.K);
+  const bool wide_w = wide<W>(a.w1, a.w1_stride, a.H);
+  if (wide<T>(a.hidden, a.hidden_stride, a.H))
+    return launch(router_score_kernel<T, W, true>, grid, kThreads, bytes, stream, a, wide_w);
+  return launch(router_score_kernel<T, W, false>, grid, kThreads, bytes, stream, a, wide_w);
+}
+
+template <class T, class W>
+int launch_inputs(const RoroRouterScore& a, void* stream) {
+  const dim3 grid(unsigned((a.N + kThreads / 32 - 1) / (kThreads / 32)));
+  if (wide<T>(a.hidden, a.hidden_stride, a.H) && wide<W>(a.x, a.x_stride, a.H))
+    return launch(router_inputs_kernel<T, W, true>, grid, kThreads, 0, stream, a);
+  return launch(router_inputs_kernel<T, W, false>, grid, kThreads, 0, stream, a);
+}
+
+template <class W>
+int launch_epilogue(const RoroRouterScore& a, void* stream) {
+  const dim3 grid(unsigned((a.N + kThreads / 32 - 1) / (kThreads / 32)));
+  if (wide<W>(a.z, a.D, a.D) && aligned16(a.b1) && aligned16(a.w2))
+    return launch(router_epilogue_kernel<W, true>, grid, kThreads, 0, stream, a);
+  return launch(router_epilogue_kernel<W, false>, grid, kThreads, 0, stream, a);
+}
+
+}  // namespace
+}  // namespace roro
+
+using namespace roro;
+
+extern "C" {
+
+int64_t roro_router_score_workspace(int64_t N, int H, int D, int K) {
+  const int64_t groups = blocks_of(D, kUnits), slots = groups * blocks_of(H, kInputs) * N;
+  return slots * (kUnits + 1) + groups * N * K;
+}
+
+int64_t roro_router_score_tickets(int D) { return blocks_of(D, kUnits) + 1; }
+
+int roro_router_score(const RoroRouterScore* a, void* stream) {
+  if (a->weight_dtype == RORO_F16) return launch_small<f16, f16>(*a, stream);
+  if (a->weight_dtype == RORO_BF16) return launch_small<bf16, bf16>(*a, stream);
+  if (a->hidden_dtype == RORO_F16) return launch_small<f16, float>(*a, stream);
+  if (a->hidden_dtype == RORO_BF16) return launch_small<bf16, float>(*a, stream);
+  return launch_small<float, float>(*a, stream);
+}
+
+int roro_router_inputs(const RoroRouterScore* a, void* stream) {
+  if (a->weight_dtype == RORO_F16) return launch_inputs<f16, f16>(*a, stream);
+  if (a->weight_dtype == RORO_BF16) return launch_inputs<bf16, bf16>(*a, stream);
+  if (a->hidden_dtype == RORO_F16) return launch_inputs<f16, float>(*a, stream);
+  if (a->hidden_dtype == RORO_BF16) return launch_inputs<bf16, float>(*a, stream);
+  return launch_inputs<float, float>(*a, stream);
+}
+
+int roro_router_epilogue(const RoroRouterScore* a, void* stream) {
+  if (a->weight_dtype == RORO_F16) return launch_epilogue<f16>(*a, stream);
+  if (a->weight_dtype == RORO_BF16) return launch_epilogue<bf16>(*a, stream);
+  return launch_epilogue<float>(*a, stream);
+}
+
+}

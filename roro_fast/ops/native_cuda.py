@@ -1,0 +1,117 @@
+"""The CUDA kernels of `roro_fast/_cuda.so`: loaded when an op first asks for them, registered as implementation "cuda".
+
+`python -m roro_fast.ops.build_cuda` builds them; with RORO_BUILD_CUDA=1 that happens at first use. RORO_DEBUG=1 checks
+index ranges before a launch, which waits for the device each time; without it a kernel skips what is out of range.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from roro_fast.errors import ConfigError, RoroError
+from roro_fast.ops import build_cuda
+from roro_fast.ops.registry import Implementation, register
+
+PRIORITY = 30
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DEBUG = os.environ.get("RORO_DEBUG", "") not in ("", "0")
+_namespace = "roro_cuda"
+
+
+@cache
+def _load() -> str:
+    """Empty when the library is loaded, else the reason why not."""
+    path = build_cuda.LIBRARY
+    current = build_cuda.fingerprint()
+    if os.environ.get("RORO_BUILD_CUDA", "") not in ("", "0") and current and _built_from(path) != current:
+        try:
+            build_cuda.build()
+        except RuntimeError as e:
+            return f"the CUDA kernels do not build: {e}"
+    if not path.is_file():
+        return "the CUDA kernels are not built; run `python -m roro_fast.ops.build_cuda` (it needs nvcc)"
+    try:
+        torch.ops.load_library(path)
+    except OSError as e:
+        return f"{path.name} does not load: {e}; build it again with this torch ({torch.__version__})"
+    if current and _built_from(path) != current:
+        return f"{path.name} is older than csrc; run `python -m roro_fast.ops.build_cuda` and start again"
+    return ""
+
+
+def _built_from(path: os.PathLike[str]) -> str:
+    """Fingerprint of the sources of a library; empty when it is missing or does not load."""
+    try:
+        library = ctypes.CDLL(os.fspath(path))
+    except OSError:
+        return ""
+    library.roro_cuda_fingerprint.restype = ctypes.c_char_p
+    return bytes(library.roro_cuda_fingerprint()).decode()
+
+
+def why_not() -> str:
+    """Why the kernels cannot be used; empty when they can."""
+    return _load()
+
+
+def serve_from(namespace: str) -> None:
+    """Take the ops from `torch.ops.<namespace>` from now on: how tests run the emulated kernels."""
+    global _namespace
+    _namespace = namespace
+    op.cache_clear()
+
+
+@cache
+def op(name: str) -> Callable[..., Any]:
+    """`torch.ops.roro_cuda.<name>`, its one overload. Raises ConfigError when the library is missing."""
+    if _namespace == "roro_cuda" and _load():
+        raise ConfigError(f"impl: {_load()}")
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, _namespace), name).default
+    return overload
+
+
+def call(name: str, *args: Any) -> Any:
+    """Run an op; what it finds wrong with its arguments, before any launch, is raised as RoroError."""
+    try:
+        return op(name)(*args)
+    except RuntimeError as e:
+        raise RoroError(str(e).splitlines()[0]) from None
+
+
+def check_index(name: str, index: torch.Tensor | None, size: int) -> None:
+    """With RORO_DEBUG=1, that every element is in [0, size)."""
+    if not DEBUG or index is None or index.numel() == 0:
+        return
+    low, high = (int(x) for x in index.aminmax())
+    if low < 0 or high >= size:
+        raise RoroError(f"{name}: index {low if low < 0 else high} is outside 0..{size - 1}")
+
+
+def check_offsets(name: str, offsets: torch.Tensor | None, end: int) -> None:
+    """With RORO_DEBUG=1, that offsets ascend from 0 to `end`."""
+    if not DEBUG or offsets is None:
+        return
+    if int(offsets[0]) != 0 or int(offsets[-1]) != end or bool((offsets.diff() < 0).any()):
+        raise RoroError(f"{name}: must ascend from 0 to {end}, got {offsets.tolist()[:8]}")
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """A registry check: an NVIDIA GPU of compute capability 8.0 or newer, a float dtype, the library built."""
+    if device.type != "cuda":
+        return False, f"serves CUDA tensors, not {device.type}"
+    if dtype not in FLOATS:
+        return False, f"{dtype} is not one of float32, float16, bfloat16"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False, "needs compute capability 8.0 or newer"
+    return not _load(), _load()
+
+
+def register_cuda(op_name: str, fn: Callable[..., Any], check: Any = usable, priority: int = PRIORITY) -> None:
+    """Let `fn` serve `op_name` as "cuda" on GPUs."""
+    register(Implementation(op_name, "cuda", fn, check, priority, auto_on=("cuda",)))
