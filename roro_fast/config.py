@@ -206,9 +206,13 @@ class CollectConfig:
 
 @dataclass
 class PairsConfig:
-    """Margins and weights of the lexicographic preference (method.md section 4)."""
+    """Margins and weights of the lexicographic preference (method.md section 4).
+
+    `cost_between_wrong` lets the cheaper of two wrong answers win; off, they differ by process quality alone.
+    """
 
     cost_margin: float = 0.10
+    cost_between_wrong: bool = False
     equal_cost: float = 0.20
     quality_margin: float = 0.02
     weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])

@@ -5,6 +5,7 @@ A batch is a pure function of (seed, step), so a resumed run sees exactly the da
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,19 +53,34 @@ def sample_kinds(rng: np.random.Generator, size: int, lines: int, split: str = "
     return np.stack(rows[:size])
 
 
-def make_batch(seed: int, step: int, size: int, split: str = "train") -> Batch:
-    """`size` problems that share one line count, so that padding is a few tokens only."""
+def make_batch(
+    seed: int,
+    step: int,
+    size: int,
+    split: str = "train",
+    narrow: Mapping[str, int] | None = None,
+    noise: float = 0.0,
+) -> Batch:
+    """`size` problems that share one line count, so that padding is a few tokens only.
+
+    `narrow` holds the largest operand of some kinds of line, by name, where the corpus does not cover the task.
+    `noise` is the share of lines that write any number as their result; the next line goes on from it.
+    """
     rng = np.random.default_rng([seed, step])
+    high = np.array([min(h, (narrow or {}).get(k.name, h)) for k, h in zip(KINDS, _HIGH.tolist(), strict=True)])
     n = int(rng.integers(MIN_LINES, MAX_LINES + 1))
     kinds = sample_kinds(rng, size, n, split)
     verbs = _VERB[kinds, rng.integers(0, _VERB.shape[1], size=kinds.shape)]
-    operands = rng.integers(_LOW[kinds], _HIGH[kinds] + 1)
+    operands = rng.integers(_LOW[kinds], high[kinds] + 1)
     values = np.empty((size, n + 1), dtype=np.int64)
     values[:, 0] = rng.integers(0, MODULUS, size=size)
     for i in range(n):
         for k, kind in enumerate(KINDS):
             after = kind.apply(values[:, i], operands[:, i])  # type: ignore[arg-type]  # the lambdas broadcast
             values[:, i + 1] = np.where(kinds[:, i] == k, after, values[:, i + 1])
+        if noise > 0:
+            slips = rng.random(size) < noise
+            values[:, i + 1] = np.where(slips, rng.integers(0, MODULUS, size=size), values[:, i + 1])
 
     names, items = _NAME[rng.integers(0, len(_NAME), size)], _ITEM[rng.integers(0, len(_ITEM), size)]
     operand_ids = np.where(_HAS_OPERAND[kinds], _NUMBER[operands], ABSENT)

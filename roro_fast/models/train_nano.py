@@ -35,7 +35,12 @@ EVAL_SEED = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape and training schedule of one model; `batch` counts problems."""
+    """Shape, corpus and training schedule of one model; `batch` counts problems.
+
+    `narrow` ("sub2=29 mul=3") is the largest operand in the corpus of those kinds, `noise` the share of wrong results
+    in it (`nano_data.make_batch`): a small model of real life has seen less, and worse, than a large one, so that what
+    it is unsure of and what it gets wrong are not the same steps.
+    """
 
     hidden: int
     layers: int
@@ -44,6 +49,8 @@ class Recipe:
     head_dim: int
     intermediate: int
     steps: int
+    narrow: str = ""
+    noise: float = 0.0
     batch: int = 64
     lr: float = 3e-3
     warmup: int = 200
@@ -52,9 +59,29 @@ class Recipe:
     log_every: int = 50
     eval_every: int = 1000
 
+    @property
+    def coverage(self) -> dict[str, int]:
+        """`narrow` as kind -> largest operand."""
+        pairs = [item.partition("=") for item in self.narrow.split()]
+        if any(kind not in {k.name for k in KINDS} or not high.isdecimal() for kind, _, high in pairs):
+            raise ConfigError(f"narrow: {self.narrow!r} is not of the form 'sub2=19 mul=2'")
+        return {kind: int(high) for kind, _, high in pairs}
+
 
 RECIPES = {
-    "small": Recipe(20, 2, heads=2, kv_heads=1, head_dim=16, intermediate=48, steps=8000, lr=0.015, eval_every=500),
+    "small": Recipe(
+        32,
+        2,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        intermediate=96,
+        steps=5000,
+        narrow="sub2=29 mul=3",
+        noise=0.15,
+        lr=0.01,
+        eval_every=500,
+    ),
     "large": Recipe(96, 2, heads=6, kv_heads=6, head_dim=16, intermediate=256, steps=4000, lr=0.003, eval_every=250),
 }
 
@@ -151,7 +178,8 @@ class Trainer:
             (out / "train_log.jsonl").write_text("")
 
     def train_step(self) -> float:
-        batch = make_batch(self.recipe.seed, self.step, self.recipe.batch)
+        r = self.recipe
+        batch = make_batch(r.seed, self.step, r.batch, narrow=r.coverage, noise=r.noise)
         lr = learning_rate(self.recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

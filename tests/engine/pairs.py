@@ -84,6 +84,15 @@ def engine(models: list[Decoder] | None = None, **settings: Any) -> StepEngine:
     return StepEngine(pool() if models is None else models, tokenizer(), **(defaults | settings))
 
 
+def tight(k: int, tokens: int, page_size: int, **settings_: int) -> StepEngine:
+    """The smallest arena that holds one sequence of `tokens` tokens for every model."""
+    probe = engine(pool(k), page_size=page_size, kv_bytes=64 << 20)
+    slab = probe.kv.page_bytes[0] * probe.kv.pool.pages_per_slab[0]
+    pages = -(-tokens // page_size)
+    slabs = max(-(-pages // n) for n in probe.kv.pool.pages_per_slab)
+    return engine(pool(k), page_size=page_size, kv_bytes=slabs * slab, **settings_)
+
+
 def prompt(seed: int, length: int) -> list[int]:
     """Random ids, special tokens left out."""
     return np.random.default_rng(seed).integers(4, len(tokenizer()), length).tolist()

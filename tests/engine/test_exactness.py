@@ -12,7 +12,7 @@ import torch
 from roro_fast.engine import Request
 from roro_fast.engine.slots import Phase
 from tests.engine import pairs
-from tests.engine.pairs import Constant, Drawn, Planned, audit, check_kv, engine, pool, prompt, requests, run
+from tests.engine.pairs import Constant, Drawn, Planned, audit, check_kv, engine, pool, prompt, requests, run, tight
 
 PROMPTS = [prompt(i, n) for i, n in enumerate((1, 5, 16, 17, 33, 48, 5))]
 SAMPLING = [
@@ -78,6 +78,25 @@ def test_any_interleaving_equals_a_cold_prefill(space: str, scout: bool, k: int)
             p = e.models[0].logits(hidden)[: e.vocab_size].softmax(-1)
             assert float(row["scout_maxprob"]) == pytest.approx(float(p.max()), abs=pairs.TOLERANCE)
             assert float(row["scout_entropy"]) == pytest.approx(float(-(p * p.log()).sum()), abs=pairs.TOLERANCE)
+
+
+@pytest.mark.parametrize("memory", ["ample", "chunked", "tight"])
+def test_a_draft_is_seen_as_the_mean_of_its_states(memory: str) -> None:
+    chunks = {"max_batch_tokens": 8, "page_size": 3} if memory == "chunked" else {}
+    e = tight(3, 80, 4) if memory == "tight" else engine(pool(3), **chunks)
+    policy = Drawn("regenerate", True)
+    done = run(e, mixed(14), policy)
+    assert memory != "tight" or e.kv.stats.preemptions > 3  # in the middle of drafts
+    compared = 0
+    for (i, n), row in policy.seen.items():
+        t = done[i]
+        if t.decisions[n].action == 0:
+            step, at = t.steps[t.decisions[n].step], len(t.prompt_ids)
+            states = e.models[0].dense(torch.tensor([t.prompt_ids + t.token_ids[: step.end]]))[0]
+            want = states[at + step.start : at + step.end].mean(0).float()
+            torch.testing.assert_close(row["hidden"], want, atol=pairs.TOLERANCE, rtol=0)
+            compared += 1
+    assert compared > 10
 
 
 @pytest.mark.parametrize("scout", [False, True])

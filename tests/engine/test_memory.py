@@ -10,21 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roro_fast.engine import Request, StepEngine, Trajectory
+from roro_fast.engine import Request, Trajectory
 from roro_fast.errors import CapacityError, ConfigError
 from tests.engine import pairs
-from tests.engine.pairs import Drawn, Planned, engine, pool, prompt, requests, run
+from tests.engine.pairs import Drawn, Planned, engine, pool, prompt, requests, run, tight
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def tight(k: int, tokens: int, page_size: int, **settings_: int) -> StepEngine:
-    """The smallest arena that holds one sequence of `tokens` tokens for every model."""
-    probe = engine(pool(k), page_size=page_size, kv_bytes=64 << 20)
-    slab = probe.kv.page_bytes[0] * probe.kv.pool.pages_per_slab[0]
-    pages = -(-tokens // page_size)
-    slabs = max(-(-pages // n) for n in probe.kv.pool.pages_per_slab)
-    return engine(pool(k), page_size=page_size, kv_bytes=slabs * slab, **settings_)
 
 
 def workload() -> list[Request]:

@@ -149,3 +149,28 @@ def test_shipped_pair_is_reproduced_by_its_recorded_recipe(size: str, tmp_path: 
     assert [x for _, x in again] == pytest.approx([x for _, x in shipped], abs=2e-3)
     other = Trainer(replace(RECIPES[size], seed=RECIPES[size].seed + 1), tmp_path / "other")
     assert abs(other.train_step() - shipped[0][1]) > 4e-3
+
+
+def test_narrow_and_noise_shape_the_corpus_only() -> None:
+    lines = ledger.KINDS
+    batches = [make_batch(7, i, 64, narrow={"mul": 3, "sub2": 29}, noise=0.25) for i in range(12)]
+    tokenizer = nano_tokenizer.build()
+    right, seen = 0, []
+    for b in batches:
+        rows = torch.arange(len(b.ids))[:, None]
+        operand = b.ids[rows, b.results - 3]
+        before, after = b.ids[rows, b.results - 1], b.targets[rows, b.results]
+        for k, o, x, y in zip(*(t.flatten().tolist() for t in (b.kinds, operand, before, after)), strict=True):
+            kind = lines[k]
+            o, x, y = (tokenizer.decode([t]).strip() for t in (o, x, y))
+            operand_value = int(o) if kind.operands else 0
+            right += kind.apply(int(x), operand_value) == int(y)
+            seen.append((kind.name, operand_value))
+    assert right / len(seen) == pytest.approx(0.75 + 0.25 / 100, abs=0.03)
+    highest = {name: max(o for k, o in seen if k == name) for name in ("mul", "sub2", "add2")}
+    assert highest["mul"] == 3 and highest["sub2"] == 29 and highest["add2"] > 90
+
+
+def test_bad_narrow_is_named() -> None:
+    with pytest.raises(ConfigError, match="narrow"):
+        _ = replace(TINY, narrow="sub9=3").coverage

@@ -26,7 +26,8 @@ def candidate(correct: bool, cost: float, quality: float | None = 0.5) -> Candid
         ((True, 100, 0.0), (False, 1, 1.0), (1, "outcome", 1.0)),
         ((False, 1, 1.0), (True, 100, 0.0), (-1, "outcome", 1.0)),
         ((True, 80, 0.0), (True, 100, 1.0), (1, "cost", 0.2)),
-        ((False, 100, 1.0), (False, 50, 0.0), (-1, "cost", 0.5)),
+        ((False, 100, 1.0), (False, 50, 0.0), (0, "", 0.0)),  # cheaper, but still wrong
+        ((False, 100, 1.0), (False, 85, 0.0), (1, "process", 1.0)),
         ((True, 91, 0.5), (True, 100, 0.4), (1, "process", 0.1)),
         ((True, 91, 0.4), (True, 100, 0.5), (-1, "process", 0.1)),
         ((True, 90, 0.4), (True, 100, 0.9), (-1, "process", 0.5)),  # exactly the cost margin does not decide
@@ -37,6 +38,11 @@ def candidate(correct: bool, cost: float, quality: float | None = 0.5) -> Candid
 def test_rules_are_lexicographic(a, b, expected):
     sign, rule, margin = compare(candidate(*a), candidate(*b), CONFIG)
     assert (sign, rule) == expected[:2] and margin == pytest.approx(expected[2])
+
+
+def test_cost_between_wrong_answers_can_be_asked_for():
+    config = PairsConfig(cost_between_wrong=True)
+    assert compare(candidate(False, 100, 1.0), candidate(False, 50, 0.0), config) == (-1, "cost", 0.5)
 
 
 def test_quality_may_not_decide_between_unequal_costs():
