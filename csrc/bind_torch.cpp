@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/router_score.h"
+#include "cpu/sample_step.h"
 
 namespace roro {
 namespace {
@@ -119,6 +120,51 @@ Router router_score(const Tensor& hidden, const MaybeTensor& rows, const Tensor&
   return out;
 }
 
+// -- sample_step ------------------------------------------------------------------------------------------------------
+
+using Sampled = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Sampled sample_step_meta(const Tensor& logits, const Tensor&, const Tensor&, const MaybeTensor&, const MaybeTensor&) {
+  const std::int64_t n = logits.size(0);
+  const auto like = [&](ScalarType type) { return torch::stable::new_empty(logits, {n}, type); };
+  return {like(ScalarType::Long), like(ScalarType::Float), like(ScalarType::Float), like(ScalarType::Float),
+          like(ScalarType::Bool)};
+}
+
+Sampled sample_step(const Tensor& logits, const Tensor& uniforms, const Tensor& temperature, const MaybeTensor& top_k,
+                    const MaybeTensor& top_p) {
+  cpu::SampleArgs a{};
+  check_shape("logits", logits, {-1, -1});
+  check_rows("logits", logits);
+  check_cpu("logits", logits);
+  const std::int64_t n = logits.size(0);
+  a.vocab = logits.size(1);
+  RORO_CHECK(n == 0 || (a.vocab > 0 && a.vocab <= std::numeric_limits<std::int32_t>::max()), "logits: ", a.vocab,
+             " tokens in the vocabulary");
+  a.logits = logits.data_ptr();
+  a.type = float_type("logits", logits);
+  a.stride = logits.stride(0);
+  a.uniforms = floats("uniforms", uniforms, n);
+  a.temperature = floats("temperature", temperature, n);
+  if (top_k) a.top_k = indices("top_k", *top_k, n);
+  if (top_p) a.top_p = floats("top_p", *top_p, n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    RORO_CHECK(a.temperature[i] >= 0, "temperature: ", a.temperature[i], " at ", i, "; use 0 for greedy");
+    RORO_CHECK(!top_k || a.top_k[i] >= 0, "top_k: ", a.top_k[i], " at ", i, "; use 0 for off");
+    RORO_CHECK(!top_p || a.top_p[i] >= 0, "top_p: ", a.top_p[i], " at ", i, "; use 1 for off");
+  }
+  const auto make = [&](ScalarType type) { return new_tensor({n}, type); };
+  Sampled out{make(ScalarType::Long), make(ScalarType::Float), make(ScalarType::Float), make(ScalarType::Float),
+              make(ScalarType::Bool)};
+  a.token = pointer<std::int64_t>(std::get<0>(out));
+  a.logprob = pointer<float>(std::get<1>(out));
+  a.entropy = pointer<float>(std::get<2>(out));
+  a.max_prob = pointer<float>(std::get<3>(out));
+  a.finite = pointer<bool>(std::get<4>(out));
+  cpu::sample_step(a, n, threads());
+  return out;
+}
+
 }  // namespace
 }  // namespace roro
 
@@ -130,6 +176,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
   m.def(
       "router_score(Tensor hidden, Tensor? rows, Tensor signals, Tensor packed, int actions, Tensor uniforms, "
       "Tensor? bias, float temperature, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sample_step(Tensor logits, Tensor uniforms, Tensor temperature, Tensor? top_k, Tensor? top_p) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CompositeExplicitAutograd, m) {
@@ -141,9 +190,11 @@ STABLE_TORCH_LIBRARY_IMPL(roro_fast, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {
   m.impl("router_pack", TORCH_BOX(&roro::router_pack));
   m.impl("router_score", TORCH_BOX(&roro::router_score));
+  m.impl("sample_step", TORCH_BOX(&roro::sample_step));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, Meta, m) {
   m.impl("router_pack", TORCH_BOX(&roro::router_pack_meta));
   m.impl("router_score", TORCH_BOX(&roro::router_score_meta));
+  m.impl("sample_step", TORCH_BOX(&roro::sample_step_meta));
 }

@@ -26,8 +26,14 @@ RORO_INLINE vf load(const bf16* p) {
 }
 
 // The first n < W elements, the rest `fill`.
-template <typename T>
-RORO_INLINE vf load_some(const T* p, std::int64_t n, float fill = 0.0f) {
+RORO_INLINE vf load_some(const float* p, std::int64_t n, float fill = 0.0f) {
+  float part[W];
+  for (int i = 0; i < W; ++i) part[i] = fill;
+  __builtin_memcpy(part, p, n * sizeof(float));
+  return load(part);
+}
+
+RORO_INLINE vf load_some(const bf16* p, std::int64_t n, float fill = 0.0f) {
   float part[W];
   for (int i = 0; i < W; ++i) part[i] = i < n ? to_float(p[i]) : fill;
   return load(part);

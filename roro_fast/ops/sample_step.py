@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
 
 
@@ -90,4 +91,16 @@ def _inverse_cdf(x: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
+def cpu(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+) -> SampledStep:
+    """csrc/cpu/sample_step.cpp: one read of the logits; truncation selects, it never sorts the vocabulary."""
+    return SampledStep(*native.call("sample_step", logits, uniforms, temperature, top_k, top_p))
+
+
 register(Implementation("sample_step", "reference", reference))
+native.register_cpu("sample_step", cpu, torch.float32, torch.bfloat16)

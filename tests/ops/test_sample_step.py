@@ -103,7 +103,7 @@ def test_a_row_does_not_depend_on_the_settings_of_its_neighbours() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_read_as_fp32(dtype: torch.dtype) -> None:
     x = torch.randn(4, 11).to(dtype)
-    a, b = (sample_step(y, torch.full((4,), 0.6), torch.ones(4)) for y in (x, x.float()))
+    a, b = (sample_step(y, torch.full((4,), 0.6), torch.ones(4), impl="reference") for y in (x, x.float()))
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
