@@ -247,6 +247,63 @@ Router router_score_meta(const Tensor&, const MaybeTensor&, const Tensor& signal
           like({n, k}, ScalarType::Float), like({n, k}, ScalarType::Float)};
 }
 
+// -- judge_score ------------------------------------------------------------------------------------------------------
+
+using Judge = std::tuple<Tensor, Tensor, Tensor>;
+
+/// The advantages are empty without group_offsets.
+Judge judge_score(const Tensor& hidden, const Tensor& rows, const Tensor& label_weight, const Tensor& criterion_weight,
+                  const Tensor& offsets, const Tensor& valence, const MaybeTensor& group_offsets, double eps) {
+  const Call call("judge_score", hidden);
+  RoroJudgeScore a{};
+  a.hidden_dtype = dtype_of("hidden", hidden);
+  a.label_dtype = dtype_of("label_weight", label_weight);
+  const ScalarType type = label_weight.scalar_type();
+  RORO_CHECK(type == ScalarType::Float || type == hidden.scalar_type(), "label_weight: ", name_of(type), " with ",
+             name_of(hidden.scalar_type()), " hidden; it is float32 or of the dtype of hidden");
+  call.check("hidden", hidden, hidden.scalar_type(), {-1, -1});
+  call.check_dense("rows", rows, ScalarType::Long, {-1});
+  const std::int64_t M = rows.size(0), H = hidden.size(1);
+  call.check("label_weight", label_weight, type, {-1, H});
+  const std::int64_t K = label_weight.size(0);
+  RORO_CHECK(K >= 1 && K <= RORO_JUDGE_MAX_LABELS, "label_weight: ", K, " labels; the CUDA kernel takes 1 to ",
+             int(RORO_JUDGE_MAX_LABELS));
+  RORO_CHECK(H <= 65536, "hidden: ", H, " columns; the CUDA kernel takes at most 65536");
+  call.check_dense("criterion_weight", criterion_weight, ScalarType::Float, {M});
+  call.check_dense("valence", valence, ScalarType::Float, {K});
+  call.check_dense("offsets", offsets, ScalarType::Long, {-1});
+  RORO_CHECK(offsets.size(0) >= 1, "offsets: empty; S trajectories have S + 1 offsets");
+  const std::int64_t S = offsets.size(0) - 1;
+  if (group_offsets) {
+    call.check_dense("group_offsets", *group_offsets, ScalarType::Long, {-1});
+    RORO_CHECK(group_offsets->size(0) >= (S ? 2 : 1), "group_offsets: ", group_offsets->size(0), " elements for ", S,
+               " trajectories; G groups have G + 1 offsets, the last of them ", S);
+  }
+  const Tensor probs = call.empty({M, K}, ScalarType::Float), scores = call.empty({S}, ScalarType::Float);
+  const Tensor advantages = call.empty({group_offsets ? S : 0}, ScalarType::Float);
+  const Tensor value = call.empty({M}, ScalarType::Float);
+  a.hidden = hidden.data_ptr(), a.label_weight = label_weight.data_ptr();
+  a.rows = pointer<const std::int64_t>(rows);
+  a.criterion_weight = pointer<const float>(criterion_weight);
+  a.offsets = pointer<const std::int64_t>(offsets);
+  a.valence = pointer<const float>(valence);
+  a.group_offsets = maybe<const std::int64_t>(group_offsets);
+  a.probs = pointer<float>(probs), a.value = pointer<float>(value);
+  a.scores = pointer<float>(scores), a.advantages = pointer<float>(advantages);
+  a.T = hidden.size(0), a.M = M, a.S = S, a.G = group_offsets ? group_offsets->size(0) - 1 : 0;
+  a.hidden_stride = hidden.stride(0), a.label_stride = label_weight.stride(0);
+  a.H = int(H), a.K = int(K), a.eps = float(eps);
+  call.launched(roro_judge_score(&a, call.stream()));
+  return {probs, scores, advantages};
+}
+
+Judge judge_score_meta(const Tensor& hidden, const Tensor& rows, const Tensor& label_weight, const Tensor&,
+                       const Tensor& offsets, const Tensor&, const MaybeTensor& group_offsets, double) {
+  const auto floats = [&](Sizes sizes) { return torch::stable::new_empty(hidden, sizes, ScalarType::Float); };
+  const std::int64_t s = offsets.size(0) - 1;
+  return {floats({rows.size(0), label_weight.size(0)}), floats({s}), floats({group_offsets ? s : 0})};
+}
+
 }  // namespace
 }  // namespace roro
 
@@ -260,10 +317,19 @@ STABLE_TORCH_LIBRARY(RORO_OPS, m) {
       "router_score(Tensor hidden, Tensor? rows, Tensor signals, Tensor norm, Tensor w1, Tensor b1, Tensor w2, "
       "Tensor b2, Tensor uniforms, Tensor? bias, float temperature, float eps) -> "
       "(Tensor action, Tensor logprob, Tensor entropy, Tensor probs, Tensor logits)");
+  m.def(
+      "judge_score(Tensor hidden, Tensor rows, Tensor label_weight, Tensor criterion_weight, Tensor offsets, "
+      "Tensor valence, Tensor? group_offsets, float eps) -> (Tensor probs, Tensor scores, Tensor advantages)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, RORO_KEY, m) { m.impl("router_score", TORCH_BOX(&roro::router_score)); }
+STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, RORO_KEY, m) {
+  m.impl("router_score", TORCH_BOX(&roro::router_score));
+  m.impl("judge_score", TORCH_BOX(&roro::judge_score));
+}
 
-STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, Meta, m) { m.impl("router_score", TORCH_BOX(&roro::router_score_meta)); }
+STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, Meta, m) {
+  m.impl("router_score", TORCH_BOX(&roro::router_score_meta));
+  m.impl("judge_score", TORCH_BOX(&roro::judge_score_meta));
+}
 
 #endif  // USE_CUDA

@@ -46,6 +46,28 @@ int roro_router_score(const RoroRouterScore* args, void* stream);
 int roro_router_inputs(const RoroRouterScore* args, void* stream);
 int roro_router_epilogue(const RoroRouterScore* args, void* stream);
 
+// hidden [T, H]; rows [M]; label_weight [K, H]; criterion_weight [M]; offsets [S + 1]; valence [K]; group_offsets
+// [G + 1] or null. label_weight is float32 or of hidden's dtype. A row outside [0, T) makes its probabilities NaN;
+// offsets are clamped to what exists.
+struct RoroJudgeScore {
+  const void* hidden;
+  const int64_t* rows;
+  const void* label_weight;
+  const float* criterion_weight;
+  const int64_t* offsets;
+  const float* valence;
+  const int64_t* group_offsets;
+  float *probs, *value, *scores, *advantages;  // [M, K], [M] (scratch), [S], [S]
+  int64_t T, M, S, G, hidden_stride, label_stride;
+  int H, K;
+  int hidden_dtype, label_dtype;
+  float eps;
+};
+
+enum { RORO_JUDGE_MAX_LABELS = 32 };
+
+int roro_judge_score(const RoroJudgeScore* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from roro_fast.ops import native, native_cuda
 from roro_fast.ops.registry import Implementation, needs_grad, register, select
 from roro_fast.ops.triton_impl import register_triton
 
@@ -80,5 +81,42 @@ def _normalise(scores: torch.Tensor, group_offsets: torch.Tensor) -> torch.Tenso
     return centred / (std.repeat_interleave(sizes) + EPS)
 
 
+def cpu(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    label_weight: torch.Tensor,
+    criterion_weight: torch.Tensor,
+    offsets: torch.Tensor,
+    valence: torch.Tensor,
+    group_offsets: torch.Tensor | None = None,
+) -> JudgeScores:
+    """csrc/cpu/judge_score.cpp; up to 64 verdict words."""
+    args = (hidden, rows, label_weight, criterion_weight.float(), offsets, valence, group_offsets, EPS)
+    probs, scores, advantages = native.call("judge_score", *args)
+    return JudgeScores(probs, scores, None if group_offsets is None else advantages)
+
+
+def cuda(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    label_weight: torch.Tensor,
+    criterion_weight: torch.Tensor,
+    offsets: torch.Tensor,
+    valence: torch.Tensor,
+    group_offsets: torch.Tensor | None = None,
+) -> JudgeScores:
+    """csrc/cuda/judge_score.cu: two launches."""
+    if label_weight.dtype != hidden.dtype:
+        label_weight = label_weight.float()
+    native_cuda.check_index("rows", rows, len(hidden))
+    native_cuda.check_offsets("offsets", offsets, len(rows))
+    native_cuda.check_offsets("group_offsets", group_offsets, len(offsets) - 1)
+    args = (hidden, rows, label_weight, criterion_weight.float(), offsets, valence, group_offsets, EPS)
+    probs, scores, advantages = native_cuda.call("judge_score", *args)
+    return JudgeScores(probs, scores, None if group_offsets is None else advantages)
+
+
 register(Implementation("judge_score", "reference", reference, differentiable=True))
+native.register_cpu("judge_score", cpu, torch.float32, torch.bfloat16)
+native_cuda.register_cuda("judge_score", cuda)
 register_triton("judge_score", "judge_score", "judge_score", JudgeScores)

@@ -40,4 +40,6 @@ int roro_router_score(const RoroRouterScore* a, void* s) { FORWARD(roro_router_s
 int roro_router_inputs(const RoroRouterScore* a, void* s) { FORWARD(roro_router_inputs, a, s); }
 int roro_router_epilogue(const RoroRouterScore* a, void* s) { FORWARD(roro_router_epilogue, a, s); }
 
+int roro_judge_score(const RoroJudgeScore* a, void* s) { FORWARD(roro_judge_score, a, s); }
+
 }
