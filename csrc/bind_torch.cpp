@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/isa.h"
+#include "cpu/judge_score.h"
 #include "cpu/router_score.h"
 #include "cpu/sample_step.h"
 
@@ -165,6 +166,77 @@ Sampled sample_step(const Tensor& logits, const Tensor& uniforms, const Tensor& 
   return out;
 }
 
+// -- judge_score ------------------------------------------------------------------------------------------------------
+
+using Judged = std::tuple<Tensor, Tensor, Tensor>;
+
+Judged judge_score_meta(const Tensor& hidden, const Tensor& rows, const Tensor& label_weight, const Tensor&,
+                        const Tensor& offsets, const Tensor&, const MaybeTensor& group_offsets, double) {
+  const std::int64_t trajectories = offsets.size(0) - 1;
+  const auto floats = [&](std::vector<std::int64_t> sizes) {
+    return torch::stable::new_empty(hidden, sizes, ScalarType::Float);
+  };
+  return {floats({rows.size(0), label_weight.size(0)}), floats({trajectories}),
+          floats({group_offsets ? trajectories : 0})};
+}
+
+const std::int64_t* offsets_of(const char* name, const Tensor& t, std::int64_t last) {
+  check_shape(name, t, {-1});
+  const std::int64_t n = t.size(0);
+  const std::int64_t* x = indices(name, t, n);
+  RORO_CHECK(n >= 1 && x[0] == 0 && x[n - 1] == last, name, ": must run from 0 to ", last);
+  for (std::int64_t i = 1; i < n; ++i) RORO_CHECK(x[i] >= x[i - 1], name, ": descends at ", i);
+  return x;
+}
+
+Judged judge_score(const Tensor& hidden, const Tensor& rows, const Tensor& label_weight,
+                   const Tensor& criterion_weight, const Tensor& offsets, const Tensor& valence,
+                   const MaybeTensor& group_offsets, double eps) {
+  cpu::JudgeArgs a{};
+  check_shape("hidden", hidden, {-1, -1});
+  a.width = hidden.size(1);
+  check_shape("label_weight", label_weight, {-1, a.width});
+  check_shape("rows", rows, {-1});
+  a.labels = label_weight.size(0);
+  a.slots = rows.size(0);
+  RORO_CHECK(a.labels >= 1 && a.labels <= cpu::kMaxLabels, "label_weight: ", a.labels,
+             " verdict words; the kernel takes 1 to ", cpu::kMaxLabels);
+  check_cpu("hidden", hidden);
+  check_cpu("label_weight", label_weight);
+  check_rows("hidden", hidden);
+  check_rows("label_weight", label_weight);
+  a.hidden = hidden.data_ptr();
+  a.hidden_type = float_type("hidden", hidden);
+  a.hidden_stride = hidden.stride(0);
+  a.label_weight = label_weight.data_ptr();
+  a.label_type = float_type("label_weight", label_weight);
+  a.label_stride = label_weight.stride(0);
+  a.rows = indices("rows", rows, a.slots);
+  a.criterion_weight = floats("criterion_weight", criterion_weight, a.slots);
+  const std::int64_t total = hidden.size(0);
+  for (std::int64_t i = 0; i < a.slots; ++i) {
+    RORO_CHECK(a.rows[i] >= 0 && a.rows[i] < total, "rows: row ", a.rows[i], " at ", i, ", but hidden has ", total);
+    RORO_CHECK(a.criterion_weight[i] >= 0, "criterion_weight: ", a.criterion_weight[i], " at ", i, "; must be >= 0");
+  }
+  a.valence = floats("valence", valence, a.labels);
+  a.offsets = offsets_of("offsets", offsets, a.slots);
+  a.trajectories = offsets.size(0) - 1;
+  if (group_offsets) {
+    a.group_offsets = offsets_of("group_offsets", *group_offsets, a.trajectories);
+    a.groups = group_offsets->size(0) - 1;
+  }
+  a.eps = static_cast<float>(eps);
+  Judged out{new_tensor({a.slots, a.labels}, ScalarType::Float), new_tensor({a.trajectories}, ScalarType::Float),
+             new_tensor({group_offsets ? a.trajectories : 0}, ScalarType::Float)};
+  const Tensor value = new_tensor({a.slots}, ScalarType::Float);
+  a.value = pointer<float>(value);
+  a.probs = pointer<float>(std::get<0>(out));
+  a.scores = pointer<float>(std::get<1>(out));
+  a.advantages = pointer<float>(std::get<2>(out));
+  cpu::judge_score(a, threads());
+  return out;
+}
+
 }  // namespace
 }  // namespace roro
 
@@ -179,6 +251,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
   m.def(
       "sample_step(Tensor logits, Tensor uniforms, Tensor temperature, Tensor? top_k, Tensor? top_p) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "judge_score(Tensor hidden, Tensor rows, Tensor label_weight, Tensor criterion_weight, Tensor offsets, "
+      "Tensor valence, Tensor? group_offsets, float eps) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CompositeExplicitAutograd, m) {
@@ -191,10 +266,12 @@ STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {
   m.impl("router_pack", TORCH_BOX(&roro::router_pack));
   m.impl("router_score", TORCH_BOX(&roro::router_score));
   m.impl("sample_step", TORCH_BOX(&roro::sample_step));
+  m.impl("judge_score", TORCH_BOX(&roro::judge_score));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, Meta, m) {
   m.impl("router_pack", TORCH_BOX(&roro::router_pack_meta));
   m.impl("router_score", TORCH_BOX(&roro::router_score_meta));
   m.impl("sample_step", TORCH_BOX(&roro::sample_step_meta));
+  m.impl("judge_score", TORCH_BOX(&roro::judge_score_meta));
 }
