@@ -8,6 +8,7 @@ import torch
 
 from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 
 class SampledStep(NamedTuple):
@@ -104,3 +105,4 @@ def cpu(
 
 register(Implementation("sample_step", "reference", reference))
 native.register_cpu("sample_step", cpu, torch.float32, torch.bfloat16)
+register_triton("sample_step", "sample_step", "sample_step", SampledStep)
