@@ -304,6 +304,75 @@ Judge judge_score_meta(const Tensor& hidden, const Tensor& rows, const Tensor& l
   return {floats({rows.size(0), label_weight.size(0)}), floats({s}), floats({group_offsets ? s : 0})};
 }
 
+// -- kv_handoff -------------------------------------------------------------------------------------------------------
+
+constexpr std::int64_t kSlots = std::int64_t(1) << 31;
+
+/// dims [pages, inner..., page_size, heads, dim] of `t`.
+RoroKvPool pool_of(const char* name, const Tensor& t) {
+  RoroKvPool p{};
+  const std::int64_t dims = t.dim();
+  const auto stride = [&](std::int64_t d) { return t.size(d) > 1 ? t.stride(d) : 0; };
+  p.data = t.data_ptr();
+  p.pages = t.size(0), p.page_stride = stride(0);
+  p.page_size = t.size(dims - 3), p.token_stride = stride(dims - 3), p.head_stride = stride(dims - 2);
+  for (std::int64_t d = 0; d < dims - 4; ++d) p.inner_stride[d] = stride(d + 1);
+  check_rows(name, t);
+  RORO_CHECK(p.pages * p.page_size < kSlots, name, ": ", p.pages * p.page_size, " slots; at most 2^31 - 1");
+  return p;
+}
+
+void kv_copy(const Tensor& source, const Tensor& target, const Tensor& spans) {
+  const Call call("kv_handoff.copy", source);
+  const std::int64_t dims = source.dim();
+  RORO_CHECK(dims >= 4 && dims <= 4 + RORO_KV_INNER, "source: ", dims, " dimensions; a pool has 4 to ", 4 + RORO_KV_INNER);
+  bool fits = target.dim() == dims;
+  for (std::int64_t d = 1; fits && d < dims; ++d) fits = d == dims - 3 || source.size(d) == target.size(d);
+  RORO_CHECK(fits, "target: shape ", shape_of(target), " does not fit source ", shape_of(source));
+  RORO_CHECK(place_of(target) == call.place(), "target: not on the same device as source");
+  call.check_dense("spans", spans, ScalarType::Long, {-1, 3});
+  RoroKvCopy a{};
+  const ScalarType from = source.scalar_type(), to = target.scalar_type();
+  if (from != to) a.source_dtype = dtype_of("source", source), a.target_dtype = dtype_of("target", target);
+  a.source = pool_of("source", source), a.target = pool_of("target", target);
+  a.source_slot = pointer<const std::int64_t>(spans);
+  a.target_slot = a.source_slot + 1, a.tokens = a.source_slot + 2;
+  a.slot_stride = 3, a.n = spans.size(0);
+  std::int64_t inner = 1;
+  for (int d = 0; d < RORO_KV_INNER; ++d) inner *= a.inner_size[d] = d < dims - 4 ? source.size(d + 1) : 1;
+  a.heads = source.size(dims - 2), a.dim = source.size(dims - 1), a.element_size = int(source.element_size());
+  RORO_CHECK(inner <= 65535, "source: ", inner, " inner slices; at most 65535");
+  const std::int64_t slice = a.source.pages * a.source.page_size * a.heads * a.dim * a.element_size;
+  RORO_CHECK(slice < kSlots * 16, "source: ", slice, " bytes per inner slice; at most 2^35");
+  if (!a.n || !source.numel() || !target.numel()) return;
+  call.launched(roro_kv_copy(&a, call.stream()));
+}
+
+void kv_copy_pages(const Tensor& pool, const Tensor& source, const Tensor& target) {
+  const Call call("kv_handoff.copy_pages", pool);
+  RORO_CHECK(pool.dim() >= 1, "pool: has no pages");
+  std::int64_t size = 1;
+  for (std::int64_t d = pool.dim() - 1; d > 0; --d) {
+    RORO_CHECK(pool.size(d) <= 1 || pool.stride(d) == size, "pool: pages are not contiguous");
+    size *= pool.size(d);
+  }
+  call.check_dense("source", source, ScalarType::Long, {-1});
+  call.check_dense("target", target, ScalarType::Long, {source.size(0)});
+  RORO_CHECK(pool.size(0) < kSlots && size < kSlots, "pool: ", pool.size(0), " pages of ", size, " elements are too many");
+  if (!source.numel() || !pool.numel()) return;
+  RoroKvCopy a{};
+  a.source.data = pool.data_ptr();
+  a.source.pages = pool.size(0), a.source.page_size = 1, a.source.page_stride = pool.size(0) > 1 ? pool.stride(0) : 0;
+  a.target = a.source;
+  a.source_slot = pointer<const std::int64_t>(source), a.target_slot = pointer<const std::int64_t>(target);
+  a.slot_stride = 1, a.n = source.numel();
+  for (auto& n : a.inner_size) n = 1;
+  a.heads = 1, a.dim = size, a.element_size = int(pool.element_size());
+  call.launched(roro_kv_copy(&a, call.stream()));
+}
+
+void kv_copy_meta(const Tensor&, const Tensor&, const Tensor&) {}
+
 }  // namespace
 }  // namespace roro
 
@@ -320,16 +389,22 @@ STABLE_TORCH_LIBRARY(RORO_OPS, m) {
   m.def(
       "judge_score(Tensor hidden, Tensor rows, Tensor label_weight, Tensor criterion_weight, Tensor offsets, "
       "Tensor valence, Tensor? group_offsets, float eps) -> (Tensor probs, Tensor scores, Tensor advantages)");
+  m.def("kv_copy(Tensor source, Tensor(a!) target, Tensor spans) -> ()");
+  m.def("kv_copy_pages(Tensor(a!) pool, Tensor source, Tensor target) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, RORO_KEY, m) {
   m.impl("router_score", TORCH_BOX(&roro::router_score));
   m.impl("judge_score", TORCH_BOX(&roro::judge_score));
+  m.impl("kv_copy", TORCH_BOX(&roro::kv_copy));
+  m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_pages));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(RORO_OPS, Meta, m) {
   m.impl("router_score", TORCH_BOX(&roro::router_score_meta));
   m.impl("judge_score", TORCH_BOX(&roro::judge_score_meta));
+  m.impl("kv_copy", TORCH_BOX(&roro::kv_copy_meta));
+  m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_meta));
 }
 
 #endif  // USE_CUDA

@@ -68,6 +68,26 @@ enum { RORO_JUDGE_MAX_LABELS = 32 };
 
 int roro_judge_score(const RoroJudgeScore* args, void* stream);
 
+enum { RORO_KV_INNER = 4 };
+
+// [pages, inner..., page_size, heads, dim], dim contiguous; strides in elements, 0 where the size is 1.
+struct RoroKvPool {
+  void* data;
+  int64_t pages, page_size, page_stride, token_stride, head_stride, inner_stride[RORO_KV_INNER];
+};
+
+// Span i: tokens[i] (null: 1) tokens from source_slot[i * slot_stride] to target_slot[i * slot_stride], where slot = page
+// * page_size + offset. Spans outside a pool are skipped. Slots of a pool, and vectors of a span, are below 2^31.
+struct RoroKvCopy {
+  RoroKvPool source, target;
+  const int64_t *source_slot, *target_slot, *tokens;
+  int64_t slot_stride, n;
+  int64_t inner_size[RORO_KV_INNER], heads, dim;  // inner sizes are 1 where there is no such dimension
+  int source_dtype, target_dtype, element_size;   // equal dtypes may be any; element_size is the source's
+};
+
+int roro_kv_copy(const RoroKvCopy* args, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

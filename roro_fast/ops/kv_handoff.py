@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from roro_fast.errors import RoroError
-from roro_fast.ops import native
+from roro_fast.ops import native, native_cuda
 from roro_fast.ops.registry import Implementation, register, select
 
 LAYOUTS = ("NHD", "HND")
@@ -165,8 +165,16 @@ def copy_cpu(source: torch.Tensor, target: torch.Tensor, spans: torch.Tensor) ->
     native.call("kv_copy", source, target, spans)
 
 
+def copy_cuda(source: torch.Tensor, target: torch.Tensor, spans: torch.Tensor) -> None:
+    """csrc/cuda/kv_handoff.cu; checks the values of spans when they are on the CPU or RORO_DEBUG=1."""
+    if native_cuda.DEBUG or spans.device != source.device:
+        check_spans(source, target, spans)
+    native_cuda.call("kv_copy", source, target, spans.to(source.device).contiguous())
+
+
 register(Implementation("kv_copy", "reference", copy_reference))
 native.register_cpu("kv_copy", copy_cpu)
+native_cuda.register_cuda("kv_copy", copy_cuda, native_cuda.usable_any)
 
 
 def _token_major(name: str, pool: torch.Tensor, layout: str) -> torch.Tensor:
@@ -202,3 +210,13 @@ def copy_pages_cpu(pool: torch.Tensor, source: torch.Tensor, target: torch.Tenso
 
 
 native.register_cpu("kv_copy_pages", copy_pages_cpu)
+
+
+def copy_pages_cuda(pool: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
+    """csrc/cuda/kv_handoff.cu."""
+    native_cuda.check_index("source", source, len(pool))
+    native_cuda.check_index("target", target, len(pool))
+    native_cuda.call("kv_copy_pages", pool, source, target)
+
+
+native_cuda.register_cuda("kv_copy_pages", copy_pages_cuda, native_cuda.usable_any)

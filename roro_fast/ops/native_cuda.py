@@ -101,15 +101,20 @@ def check_offsets(name: str, offsets: torch.Tensor | None, end: int) -> None:
         raise RoroError(f"{name}: must ascend from 0 to {end}, got {offsets.tolist()[:8]}")
 
 
-def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """A registry check: an NVIDIA GPU of compute capability 8.0 or newer, a float dtype, the library built."""
+def usable_any(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """A registry check: an NVIDIA GPU of compute capability 8.0 or newer, the library built; any dtype."""
     if device.type != "cuda":
         return False, f"serves CUDA tensors, not {device.type}"
-    if dtype not in FLOATS:
-        return False, f"{dtype} is not one of float32, float16, bfloat16"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False, "needs compute capability 8.0 or newer"
     return not _load(), _load()
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """`usable_any` for float32, float16 and bfloat16."""
+    if dtype not in FLOATS:
+        return False, f"{dtype} is not one of float32, float16, bfloat16"
+    return usable_any(device, dtype)
 
 
 def register_cuda(op_name: str, fn: Callable[..., Any], check: Any = usable, priority: int = PRIORITY) -> None:

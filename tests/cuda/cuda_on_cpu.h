@@ -58,6 +58,7 @@ inline __half __float2half(float f) { return {_Float16(f)}; }
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
@@ -67,7 +68,7 @@ inline void __threadfence() {}
 
 typedef int cudaError_t;
 typedef void* cudaStream_t;
-enum { cudaSuccess = 0, cudaErrorEmulated = 999 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorEmulated = 999 };
 
 // Saves the callee-saved registers on this stack and continues on another.
 extern "C" void emu_switch(void** from, void* to);
@@ -354,6 +355,6 @@ inline unsigned atomicInc(unsigned* p, unsigned last) {
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : emu::message.c_str(); }
+inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorEmulated ? emu::message.c_str() : e ? "invalid argument" : "no error"; }
 
 extern "C" inline __attribute__((used, visibility("default"))) void emu_set_order(unsigned order) { emu::seed = order; }

@@ -41,5 +41,6 @@ int roro_router_inputs(const RoroRouterScore* a, void* s) { FORWARD(roro_router_
 int roro_router_epilogue(const RoroRouterScore* a, void* s) { FORWARD(roro_router_epilogue, a, s); }
 
 int roro_judge_score(const RoroJudgeScore* a, void* s) { FORWARD(roro_judge_score, a, s); }
+int roro_kv_copy(const RoroKvCopy* a, void* s) { FORWARD(roro_kv_copy, a, s); }
 
 }
