@@ -2,8 +2,10 @@
 #include "bind_torch.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/kv_copy.h"
+#include "cpu/paged_attention.h"
 
 namespace roro {
 namespace {
@@ -103,20 +105,133 @@ void kv_copy_pages(Tensor pool, const Tensor& source, const Tensor& target) {
 
 void kv_copy_pages_meta(Tensor, const Tensor&, const Tensor&) {}
 
+// -- paged_attention --------------------------------------------------------------------------------------------------
+
+cpu::PagedTensor paged(const char* name, const Tensor& t, std::int64_t page_size, std::int64_t heads,
+                       std::int64_t dim) {
+  check_shape(name, t, {-1, page_size, heads, dim});
+  check_cpu(name, t);
+  check_rows(name, t);
+  return {t.data_ptr(), float_type(name, t), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+struct Groups {
+  const std::int64_t *members = nullptr, *offsets = nullptr, *lengths = nullptr;
+  std::int64_t n = 0;
+};
+
+// Every member's first lengths[g] tokens must lie in the same pages, before its queries.
+Groups check_groups(const cpu::AttentionArgs& a, std::int64_t sequences, const Tensor& members, const Tensor& offsets,
+                    const Tensor& lengths) {
+  Groups g;
+  check_shape("prefix.lengths", lengths, {-1});
+  g.n = lengths.size(0);
+  g.lengths = indices("prefix.lengths", lengths, g.n);
+  g.offsets = indices("prefix.offsets", offsets, g.n + 1);
+  check_shape("prefix.members", members, {-1});
+  const std::int64_t m = members.size(0);
+  g.members = indices("prefix.members", members, m);
+  RORO_CHECK(g.offsets[0] == 0 && g.offsets[g.n] == m, "prefix.offsets: must run from 0 to ", m);
+  std::vector<bool> taken(sequences, false);
+  for (std::int64_t i = 0; i < g.n; ++i) {
+    const std::int64_t begin = g.offsets[i], end = g.offsets[i + 1];
+    RORO_CHECK(begin < end, "prefix.offsets: group ", i, " is empty or descends");
+    RORO_CHECK(g.lengths[i] >= 0, "prefix.lengths: ", g.lengths[i], " at ", i);
+    for (std::int64_t j = begin; j < end && j < m; ++j) {
+      const std::int64_t s = g.members[j];
+      RORO_CHECK(s >= 0 && s < sequences, "prefix.members: sequence ", s, " at ", j, ", but there are ", sequences);
+      RORO_CHECK(!taken[s], "prefix.members: sequence ", s, " is there twice");
+      taken[s] = true;
+      const std::int64_t own = a.kv_lens[s] - (a.cu_seqlens[s + 1] - a.cu_seqlens[s]);
+      RORO_CHECK(g.lengths[i] <= own, "prefix.lengths: ", g.lengths[i], " at ", i, ", but sequence ", s, " has ", own,
+                 " tokens before its queries");
+      const std::int64_t pages = (g.lengths[i] + a.page_size - 1) / a.page_size;
+      const std::int64_t *first = a.table + g.members[begin] * a.table_stride, *mine = a.table + s * a.table_stride;
+      RORO_CHECK(std::equal(first, first + pages, mine), "prefix: sequence ", s, " does not share the pages of group ",
+                 i);
+    }
+  }
+  return g;
+}
+
+Tensor paged_attention_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                            const MaybeTensor&, const MaybeTensor&, const MaybeTensor&) {
+  return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
+}
+
+Tensor paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
+                       const Tensor& kv_lens, const Tensor& cu_seqlens, const MaybeTensor& members,
+                       const MaybeTensor& offsets, const MaybeTensor& lengths) {
+  cpu::AttentionArgs a{};
+  check_shape("q", q, {-1, -1, -1});
+  check_rows("q", q);
+  check_cpu("q", q);
+  RORO_CHECK(k_pages.dim() == 4, "k_pages: shape ", shape_of(k_pages), " but [pages, page_size, heads, dim] is needed");
+  a.q = q.data_ptr();
+  a.type = float_type("q", q);
+  a.q_token_stride = q.stride(0);
+  a.q_head_stride = q.stride(1);
+  a.heads = q.size(1);
+  a.dim = q.size(2);
+  a.page_size = k_pages.size(1);
+  a.kv_heads = k_pages.size(2);
+  RORO_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0 && a.heads / a.kv_heads <= cpu::kAttentionRows, "q: ",
+             a.heads, " heads over ", a.kv_heads, " key heads; a whole ratio of at most ", cpu::kAttentionRows);
+  RORO_CHECK(a.dim >= 1 && a.dim <= cpu::kMaxHeadDim, "q: head dimension ", a.dim, "; 1 to ", cpu::kMaxHeadDim);
+  RORO_CHECK(a.page_size >= 1, "k_pages: pages of size 0");
+  a.k = paged("k_pages", k_pages, a.page_size, a.kv_heads, a.dim);
+  a.v = paged("v_pages", v_pages, a.page_size, a.kv_heads, a.dim);
+  const std::int64_t pages = std::min(k_pages.size(0), v_pages.size(0));
+  check_shape("page_table", page_table, {-1, -1});
+  check_type("page_table", page_table, ScalarType::Long);
+  check_rows("page_table", page_table);
+  check_cpu("page_table", page_table);
+  const std::int64_t n = page_table.size(0), width = page_table.size(1);
+  a.table = pointer<std::int64_t>(page_table);
+  a.table_stride = page_table.stride(0);
+  a.kv_lens = indices("kv_lens", kv_lens, n);
+  a.cu_seqlens = indices("cu_seqlens", cu_seqlens, n + 1);
+  RORO_CHECK(a.cu_seqlens[0] == 0 && a.cu_seqlens[n] == q.size(0), "cu_seqlens: must run from 0 to ", q.size(0));
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t queries = a.cu_seqlens[i + 1] - a.cu_seqlens[i], length = a.kv_lens[i];
+    RORO_CHECK(queries >= 0, "cu_seqlens: descends at ", i + 1);
+    RORO_CHECK(length >= queries, "kv_lens: ", length, " at ", i, ", but the sequence has ", queries, " queries");
+    RORO_CHECK(length <= width * a.page_size, "kv_lens: ", length, " at ", i, ", but page_table maps ",
+               width * a.page_size);
+    if (!queries) continue;
+    for (std::int64_t p = 0; p < (length + a.page_size - 1) / a.page_size; ++p) {
+      const std::int64_t page = a.table[i * a.table_stride + p];
+      RORO_CHECK(page >= 0 && page < pages, "page_table: page ", page, " at [", i, ", ", p, "], but there are ", pages);
+    }
+  }
+  Groups g;
+  if (members && offsets && lengths) g = check_groups(a, n, *members, *offsets, *lengths);
+  a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(a.dim)));
+  Tensor out = new_tensor({q.size(0), a.heads, a.dim}, q.scalar_type());
+  a.out = out.data_ptr();
+  cpu::paged_attention(a, cpu::plan_attention(a, n, g.members, g.offsets, g.lengths, g.n), threads());
+  return out;
+}
+
 }  // namespace
 }  // namespace roro
 
 STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
   m.def("kv_copy(Tensor source, Tensor(a!) target, Tensor spans) -> ()");
   m.def("kv_copy_pages(Tensor(a!) pool, Tensor source, Tensor target) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor kv_lens, "
+      "Tensor cu_seqlens, Tensor? members, Tensor? offsets, Tensor? lengths) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {
   m.impl("kv_copy", TORCH_BOX(&roro::kv_copy));
   m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_pages));
+  m.impl("paged_attention", TORCH_BOX(&roro::paged_attention));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, Meta, m) {
   m.impl("kv_copy", TORCH_BOX(&roro::kv_copy_meta));
   m.impl("kv_copy_pages", TORCH_BOX(&roro::kv_copy_pages_meta));
+  m.impl("paged_attention", TORCH_BOX(&roro::paged_attention_meta));
 }

@@ -1,13 +1,13 @@
 #include "cpu/router_score.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/router_half.h"
 #include "cpu/router_pack.h"
+#include "cpu/scratch.h"
 
 namespace roro::cpu {
 namespace {
@@ -54,20 +54,6 @@ void block_half(const RouterArgs& a, const PackedRouter& w, std::int64_t begin, 
   for (std::int64_t i = 0; i < n; ++i) {
     finish(a, w, begin + i, 1.0f / std::sqrt(squares[i] / H + a.eps), acc + i * width);
   }
-}
-
-// Scratch of a thread: grows, and is kept for the next call.
-char* scratch(std::size_t bytes) {
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<char, Free> memory;
-  thread_local std::size_t size = 0;
-  if (size < bytes) {
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, round_up(bytes, 64))));
-    size = bytes;
-  }
-  return memory.get();
 }
 
 }  // namespace

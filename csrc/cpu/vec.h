@@ -61,8 +61,8 @@ RORO_INLINE vf maximum(vf a, vf b) { return a > b ? a : b; }
 typedef float quad __attribute__((vector_size(16)));
 typedef float octet __attribute__((vector_size(32)));
 
-// Pairwise, so that the order of the sum is fixed.
-RORO_INLINE float sum(vf v) {
+// Sums of neighbours W / 4 apart. All sums below are pairwise: their order is fixed.
+RORO_INLINE quad fold(vf v) {
 #if RORO_WIDTH == 16
   const octet o = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -70,11 +70,24 @@ RORO_INLINE float sum(vf v) {
   const octet o = v;
 #endif
 #if RORO_WIDTH >= 8
-  const quad q = __builtin_shufflevector(o, o, 0, 1, 2, 3) + __builtin_shufflevector(o, o, 4, 5, 6, 7);
+  return __builtin_shufflevector(o, o, 0, 1, 2, 3) + __builtin_shufflevector(o, o, 4, 5, 6, 7);
 #else
-  const quad q = v;
+  return v;
 #endif
+}
+
+RORO_INLINE float sum(vf v) {
+  const quad q = fold(v);
   return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+// out[0..3] = sums of a, b, c, d, each as `sum` gives it.
+RORO_INLINE void sum4(vf a, vf b, vf c, vf d, float* out) {
+  const quad p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+  const quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  const quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  const quad all = __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+  __builtin_memcpy(out, &all, sizeof all);
 }
 
 RORO_INLINE float largest(vf v) {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
 
 
@@ -25,6 +27,43 @@ class Group(NamedTuple):
     seen: torch.Tensor
 
 
+class PrefixGroups(NamedTuple):
+    """Sequences whose first tokens lie in the same pages: forks of one prompt, prompts that begin alike.
+
+    Group g: sequences `members[offsets[g]:offsets[g + 1]]` share the pages of their first `lengths[g]` tokens, all of
+    which come before their queries. members [M], offsets [G + 1], lengths [G], int64; each sequence is in one group at
+    most. An implementation may read a shared prefix once for its whole group and join each row's softmax over prefix
+    and own tokens by their log-sum-exp (Ye et al., "Cascade Inference", 2024; Juravsky et al., arXiv 2402.05099): the
+    result is that of attention without groups, up to rounding.
+    """
+
+    members: torch.Tensor
+    offsets: torch.Tensor
+    lengths: torch.Tensor
+
+
+def find_prefix_groups(
+    page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, page_size: int, min_tokens: int = 64
+) -> PrefixGroups:
+    """Groups of sequences with the same first page, each with the longest run of whole pages that all members share
+    before their queries; runs shorter than `min_tokens` are not worth a group. Reads the tables on the CPU."""
+    table, own = page_table.cpu().numpy(), (kv_lens - cu_seqlens.diff()).cpu().numpy()
+    members: list[int] = []
+    sizes: list[int] = []
+    lengths: list[int] = []
+    order = np.argsort(table[:, 0], kind="stable") if table.size else np.empty(0, np.int64)
+    for rows in np.split(order, np.nonzero(np.diff(table[order, 0]))[0] + 1) if len(order) else []:
+        whole = int(own[rows].min()) // page_size
+        same = (table[rows, :whole] == table[rows[0], :whole]).all(0)
+        shared = (whole if same.all() else int(same.argmin())) * page_size
+        if len(rows) > 1 and shared >= min_tokens:
+            members += rows.tolist()
+            sizes.append(len(rows))
+            lengths.append(shared)
+    tensors = members, [0, *np.cumsum(sizes)], lengths
+    return PrefixGroups(*(torch.tensor(x, dtype=torch.int64, device=page_table.device) for x in tensors))
+
+
 def paged_attention(
     q: torch.Tensor,
     k_pages: torch.Tensor,
@@ -34,6 +73,7 @@ def paged_attention(
     cu_seqlens: torch.Tensor,
     *,
     groups: list[Group] | None = None,
+    prefix: PrefixGroups | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
     """Causal attention of the last tokens of N sequences against their whole cached context.
@@ -41,11 +81,18 @@ def paged_attention(
     q [T, Hq, D]; k_pages, v_pages [pages, page_size, Hkv, D] (any strides); page_table [N, P] int64; kv_lens [N] int64,
     context length of each sequence with its query tokens; cu_seqlens [N + 1] int64, query offsets. The queries of a
     sequence are its last `cu[i + 1] - cu[i]` positions, whose K and V are already in the pages. `groups` is what
-    `make_groups` gives for the same lengths and tables, to share among the layers of one forward. Returns [T, Hq, D].
+    `make_groups` gives for the same lengths and tables, to share among the layers of one forward; only the reference
+    uses it (`wants_groups`). `prefix` names sequences that share pages; it changes the speed, not the result.
+    Returns [T, Hq, D].
     """
     fn = select("paged_attention", q.device, q.dtype, impl)
-    out: torch.Tensor = fn(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups)
+    out: torch.Tensor = fn(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups, prefix)
     return out
+
+
+def wants_groups(device: torch.device, dtype: torch.dtype, impl: str | None = None) -> bool:
+    """Whether what serves such queries uses `groups`; the others would only pay for making them."""
+    return select("paged_attention", device, dtype, impl) is reference
 
 
 def make_groups(
@@ -90,8 +137,10 @@ def reference(
     kv_lens: torch.Tensor,
     cu_seqlens: torch.Tensor,
     groups: list[Group] | None = None,
+    prefix: PrefixGroups | None = None,
 ) -> torch.Tensor:
-    """Gather each group's keys and values into a rectangle and let torch's SDPA do the arithmetic."""
+    """Gather each group's keys and values into a rectangle and let torch's SDPA do the arithmetic; a shared prefix is
+    gathered for each of its sequences."""
     if groups is None:
         groups = make_groups(page_table, kv_lens, cu_seqlens, k_pages)
     out = torch.empty_like(q)
@@ -126,4 +175,21 @@ def _token_rows(pages: torch.Tensor) -> torch.Tensor:
     return pages.as_strided((max(count - 1, 0) * stride + size, width), (width, 1))
 
 
+def cpu(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    kv_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    groups: list[Group] | None = None,
+    prefix: PrefixGroups | None = None,
+) -> torch.Tensor:
+    """csrc/cpu/paged_attention.cpp: keys and values are read where they lie; online softmax, sums in float32."""
+    shared = (None, None, None) if prefix is None else prefix
+    out: torch.Tensor = native.call("paged_attention", q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, *shared)
+    return out
+
+
 register(Implementation("paged_attention", "reference", reference))
+native.register_cpu("paged_attention", cpu, torch.float32, torch.bfloat16)
