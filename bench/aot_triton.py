@@ -80,7 +80,10 @@ def main(module: str, archs: list[int]) -> None:
             try:
                 record |= measure(compile_one(spec, arch), arch)
             except Exception as e:  # every configuration is tried, every fault reported
-                record["error"] = f"{type(e).__name__}: {str(e)[:600]}"
+                text = " ".join(str(e).split())
+                record["error"] = (
+                    f"{type(e).__name__}: {text if len(text) < 400 else text[:100] + ' ... ' + text[-300:]}"
+                )
             records.append(record)
     print(json.dumps(records))
 

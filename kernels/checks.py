@@ -9,7 +9,7 @@ import torch
 from roro_fast.errors import ConfigError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-CHECK_INDICES = os.environ.get("RORO_CHECK", "") not in ("", "0")  # costs a synchronisation per index tensor
+DEBUG = os.environ.get("RORO_DEBUG", "") not in ("", "0")  # costs a synchronisation per index tensor
 
 
 def tensor(
@@ -32,9 +32,9 @@ def tensor(
 
 
 def index(name: str, x: torch.Tensor, size: int, device: torch.device, count: int | None = None) -> torch.Tensor:
-    """int64 [count] indices into `size` rows; their range is looked at only with RORO_CHECK=1."""
+    """int64 [count] indices into `size` rows; their range is looked at only with RORO_DEBUG=1."""
     x = tensor(name, x, (count,), device, torch.int64)
-    if CHECK_INDICES and x.numel():
+    if DEBUG and x.numel():
         low, high = (int(v) for v in x.aminmax())
         if low < 0 or high >= size:
             raise ConfigError(f"{name}: index {low if low < 0 else high} is outside 0..{size - 1}")
@@ -42,11 +42,11 @@ def index(name: str, x: torch.Tensor, size: int, device: torch.device, count: in
 
 
 def offsets(name: str, x: torch.Tensor, end: int, device: torch.device) -> torch.Tensor:
-    """int64 offsets, ascending from 0 to `end`; their values are looked at only with RORO_CHECK=1."""
+    """int64 offsets, ascending from 0 to `end`; their values are looked at only with RORO_DEBUG=1."""
     x = tensor(name, x, (None,), device, torch.int64)
     if x.numel() == 0:
         raise ConfigError(f"{name}: empty; n segments have n + 1 offsets")
-    if CHECK_INDICES and (int(x[0]) != 0 or int(x[-1]) != end or bool((x.diff() < 0).any())):
+    if DEBUG and (int(x[0]) != 0 or int(x[-1]) != end or bool((x.diff() < 0).any())):
         raise ConfigError(f"{name}: must ascend from 0 to {end}, got {x.tolist()[:8]}")
     return x
 

@@ -18,21 +18,22 @@ MAX_LABELS = 32
 EPS = 1e-6  # as in roro_fast.ops.judge_score
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "n_rows"])
 def label_probs_kernel(
-    hidden, rows, label_weight, criterion_weight, valence, probs, value, m, width, hidden_stride,
+    hidden, rows, label_weight, criterion_weight, valence, probs, value, m, n_rows, width, hidden_stride,
     K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """probs [M, K], and value [M] = criterion weight times the expected valence."""
     i = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    row = tl.load(rows + i, mask=i < m, other=0)
+    row = tl.load(rows + i, mask=i < m, other=-1)
+    known = (row >= 0) & (row < n_rows)  # a wrong index reads nothing
     products = tl.zeros([BLOCK_M, BLOCK_K, BLOCK_H], tl.float32)
     for start in range(0, width, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         x = tl.load(
             hidden + row[:, None] * hidden_stride + h[None, :],
-            mask=(i < m)[:, None] & (h < width)[None, :], other=0.0,
+            mask=known[:, None] & (h < width)[None, :], other=0.0,
         ).to(tl.float32)  # fmt: skip
         w = tl.load(
             label_weight + k[:, None] * width + h[None, :], mask=(k < K)[:, None] & (h < width)[None, :], other=0.0
@@ -47,9 +48,9 @@ def label_probs_kernel(
     tl.store(value + i, c * tl.sum(p * v[None, :], 1), mask=i < m)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["m", "n"])
 def group_scores_kernel(
-    value, criterion_weight, offsets, group_offsets, scores, advantages, n, eps,
+    value, criterion_weight, offsets, group_offsets, scores, advantages, m, n, eps,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program per group of trajectories; without groups, one per BLOCK_S trajectories."""
@@ -58,13 +59,13 @@ def group_scores_kernel(
         first = g * BLOCK_S
         last = tl.minimum(first + BLOCK_S, n)
     else:
-        first = tl.load(group_offsets + g)
-        last = tl.load(group_offsets + g + 1)
+        first = tl.maximum(tl.load(group_offsets + g), 0)
+        last = tl.minimum(tl.load(group_offsets + g + 1), n)
     sum_of_scores = tl.zeros([1], tl.float32)
     for start in range(first, last, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
-        low = tl.load(offsets + s, mask=s < last, other=0)
-        high = tl.load(offsets + s + 1, mask=s < last, other=0)
+        low = tl.maximum(tl.load(offsets + s, mask=s < last, other=0), 0)
+        high = tl.minimum(tl.load(offsets + s + 1, mask=s < last, other=0), m)
         total = tl.zeros([BLOCK_S], tl.float32)
         mass = tl.zeros([BLOCK_S], tl.float32)
         for skip in range(0, tl.max(high - low, 0), BLOCK_C):
@@ -131,13 +132,13 @@ def judge_score(
     if m and k:
         block_m, block_k, block_h = blocks(m, k, h)
         label_probs_kernel[(triton.cdiv(m, block_m),)](
-            hidden, rows, label_weight, criterion_weight, valence, probs, value, m, h, hidden.stride(0),
+            hidden, rows, label_weight, criterion_weight, valence, probs, value, m, len(hidden), h, hidden.stride(0),
             K=k, BLOCK_K=block_k, BLOCK_M=block_m, BLOCK_H=block_h, num_warps=4,
         )  # fmt: skip
     if n:
         programs = triton.cdiv(n, 16) if group_offsets is None else len(group_offsets) - 1
         group_scores_kernel[(programs,)](
-            value, criterion_weight, offsets, group_offsets, scores, advantages, n, EPS,
+            value, criterion_weight, offsets, group_offsets, scores, advantages, m, n, EPS,
             BLOCK_S=16, BLOCK_C=32, num_warps=4,
         )  # fmt: skip
     return probs, scores, advantages
@@ -147,14 +148,14 @@ def _aot_probs(dtype: str, m: int, k: int) -> AotSpec:
     block_m, block_k, block_h = blocks(m, k, 4096)
     args = {"hidden": f"*{dtype}:16", "label_weight": f"*{dtype}:16", "rows": "*i64:16"}
     args |= dict.fromkeys(("criterion_weight", "valence", "probs", "value"), "*fp32:16")
-    args |= {"m": "i32", "width": "i32:16", "hidden_stride": "i32:16"}
+    args |= {"m": "i32", "n_rows": "i32", "width": "i32:16", "hidden_stride": "i32:16"}
     meta = {"K": k, "BLOCK_K": block_k, "BLOCK_M": block_m, "BLOCK_H": block_h}
     return AotSpec(f"{dtype} M={m} K={k}", label_probs_kernel, args, meta)
 
 
 def _aot_groups(grouped: bool) -> AotSpec:
     args = dict.fromkeys(("value", "criterion_weight", "scores"), "*fp32:16")
-    args |= {"offsets": "*i64:16", "n": "i32", "eps": "fp32"}
+    args |= {"offsets": "*i64:16", "m": "i32", "n": "i32", "eps": "fp32"}
     meta = {"BLOCK_S": 16, "BLOCK_C": 32}
     if grouped:
         args |= {"group_offsets": "*i64:16", "advantages": "*fp32:16"}

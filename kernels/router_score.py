@@ -76,11 +76,11 @@ def _decide(
     tl.store(entropy + i, -tl.sum(tl.where(p > 0, p * logp, 0.0), 1), mask=live)
 
 
-@triton.jit(do_not_specialize=["n", "temperature", "eps"])
+@triton.jit(do_not_specialize=["n", "n_rows", "temperature", "eps"])
 def router_score_kernel(
     hidden, rows, signals, w, w_signals, b1, w2, b2, uniforms, bias,
     action, logprob, entropy, probs, logits, partial, partial_squares, partial_logits, arrived,
-    n, n_hidden, n_signals, n_units, hidden_stride, temperature, eps,
+    n, n_rows, n_hidden, n_signals, n_units, hidden_stride, temperature, eps,
     K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr, TILES: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -89,6 +89,7 @@ def router_score_kernel(
     i = (block * BLOCK_N + row).to(tl.int64)
     live = i < n
     source = i if rows is None else tl.load(rows + i, mask=live, other=0)
+    known = live & (source >= 0) & (source < n_rows)  # a wrong index reads nothing
     column = tl.arange(0, BLOCK_D)
     unit = tile * BLOCK_D + column
     span = tl.cdiv(tl.cdiv(n_hidden, SPLITS), BLOCK_H) * BLOCK_H
@@ -98,7 +99,7 @@ def router_score_kernel(
         h = start + tl.arange(0, BLOCK_H)
         inside = h < n_hidden
         x = tl.load(
-            hidden + source[:, None] * hidden_stride + h[None, :], mask=live[:, None] & inside[None, :], other=0.0
+            hidden + source[:, None] * hidden_stride + h[None, :], mask=known[:, None] & inside[None, :], other=0.0
         )
         v = tl.load(
             w + unit[None, :] * n_hidden + h[:, None], mask=(unit < n_units)[None, :] & inside[:, None], other=0.0
@@ -258,7 +259,7 @@ def router_score(
         torch.empty(parts, p.block_n, p.block_d, device=device), torch.empty(parts, p.block_n, device=device),
         torch.empty(keys if p.tiles > 1 else 0, p.block_n, block_k, device=device),
         counters(keys + blocks, device),
-        n, h, n_signals, d, hidden.stride(0), temperature, eps,
+        n, len(hidden), h, n_signals, d, hidden.stride(0), temperature, eps,
         K=k, BLOCK_K=block_k, BLOCK_S=max(16, triton.next_power_of_2(n_signals)) if n_signals else 0,
         BLOCK_N=p.block_n, BLOCK_D=p.block_d, BLOCK_H=p.block_h, TILES=p.tiles, SPLITS=p.splits,
         num_warps=p.warps, num_stages=p.stages,
@@ -275,7 +276,14 @@ def _aot(dtype: str, n: int, h: int, d: int, k: int = 2) -> AotSpec:
         router_score_kernel,
         {"hidden": f"*{dtype}:16", "w": f"*{dtype}:16", "rows": "*i64:16", "action": "*i64:16", "arrived": "*i32:16"}
         | dict.fromkeys((*floats, *work), "*fp32:16")
-        | {"n": "i32", "n_hidden": "i32:16", "n_signals": "i32", "n_units": "i32:16", "hidden_stride": "i32:16"}
+        | {
+            "n": "i32",
+            "n_rows": "i32",
+            "n_hidden": "i32:16",
+            "n_signals": "i32",
+            "n_units": "i32:16",
+            "hidden_stride": "i32:16",
+        }
         | {"temperature": "fp32", "eps": "fp32"},
         {"K": k, "BLOCK_K": 16, "BLOCK_S": 16, "BLOCK_N": p.block_n, "BLOCK_D": p.block_d, "BLOCK_H": p.block_h}
         | {"TILES": p.tiles, "SPLITS": p.splits},

@@ -57,7 +57,7 @@ def test_any_size(width, labels, slots, cuts, dtype, seed):
     [
         ("mask=(k < K)[:, None] & (h < width)", "mask=(k < K)[:, None] & (h < width - 1)"),
         ("tl.where((k < K)[None, :], tl.sum(products, 2)", "tl.where((k < BLOCK_K)[None, :], tl.sum(products, 2)"),
-        ("row = tl.load(rows + i,", "row = i + 0 * tl.load(rows + i,"),
+        ("row = tl.load(rows + i,", "row = 1 + tl.load(rows + i,"),
         ("inside = slot < high[:, None]", "inside = slot <= high[:, None]"),
         ("for skip in range(0,", "for skip in range(BLOCK_C,"),
         ("d / scale, mask=s < last", "d / scale, mask=s < last - 1"),
@@ -70,6 +70,16 @@ def test_a_planted_fault_is_seen(tmp_path, device, right, wrong):
     cases.check(c, run(c, device), torch.float32)
     with pytest.raises(AssertionError):
         cases.check(c, run(c, device, plant(kernel, tmp_path, right, wrong)), torch.float32)
+
+
+@pytest.mark.parametrize("row", [-1, 10**12])
+def test_a_wrong_row_or_offset_reads_nothing(device, row):
+    c = to(cases.make(64, 2, [6] * 8, [4, 4]), device)
+    bad = c.rows.index_fill(0, torch.tensor([40], device=device), row)
+    got, want = judge_score(*c._replace(rows=bad), impl="triton"), judge_score(*c, impl="triton")
+    assert torch.equal(got.scores[:6], want.scores[:6]) and got.probs.isfinite().all()
+    wild = c.offsets.index_fill(0, torch.tensor([8], device=device), 10**9)
+    assert torch.equal(judge_score(*c._replace(offsets=wild), impl="triton").scores, want.scores)
 
 
 def under_guard(side: str) -> None:
@@ -121,7 +131,7 @@ def test_bad_input_is_one_clear_error(device, field, change, says):
 @pytest.mark.parametrize("wrong", [[0, 3, 2, 48], [1, 48], [0, 47]])
 def test_offsets_are_checked_on_request(device, monkeypatch, wrong):
     c = to(cases.make(64, 2, [6] * 8, None), device)
-    monkeypatch.setattr("roro_fast.kernels.checks.CHECK_INDICES", True)
+    monkeypatch.setattr("roro_fast.kernels.checks.DEBUG", True)
     judge_score(*c, impl="triton")
     with pytest.raises(ConfigError, match="offsets: must ascend from 0 to 48"):
         judge_score(*c._replace(offsets=torch.tensor(wrong, device=device)), impl="triton")
