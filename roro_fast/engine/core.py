@@ -28,7 +28,7 @@ from roro_fast.engine.trajectory import Trajectory
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
-from roro_fast.ops.kv_handoff import CatchUpBatch, plan
+from roro_fast.ops.kv_handoff import plan
 from roro_fast.ops.paged_attention import make_groups, paged_attention
 from roro_fast.ops.sample_step import sample_step
 
@@ -265,8 +265,6 @@ class StepEngine:
 
         ids, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.positions))
         hidden = model(ids, positions, attend)
-        if m == 0:
-            self._pool_drafts(rows, batch, hidden)
         kv.kv_len[m, rows] = context
         slots.forward_tokens[m, rows] += count
         slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
@@ -280,29 +278,14 @@ class StepEngine:
             self._after_forward(m, rows, last, model.logits(last)[:, : self.vocab_size])
         return True
 
-    def _pool_drafts(self, rows: np.ndarray, batch: CatchUpBatch, hidden: torch.Tensor) -> None:
-        """Sum model 0's states over each draft that a policy will judge, every token once however often it is run."""
-        slots = self.slots
-        judged = slots.drafting[rows] & np.array([p is not None and p.needs_scout for p in slots.policy])[rows]
-        if not judged.any():
-            return
-        offsets = batch.cu_seqlens
-        first = np.where(judged, slots.step_start[rows] + slots.pooled[rows], self.max_len)
-        new = batch.positions >= np.repeat(first, np.diff(offsets))
-        at, cu = torch.from_numpy(rows).to(hidden.device), torch.from_numpy(offsets).to(hidden.device)
-        states = hidden.float() * torch.from_numpy(new).to(hidden.device)[:, None]
-        if len(states) > len(rows):
-            states = torch.segment_reduce(states, "sum", offsets=cu)
-        begun = torch.from_numpy(slots.pooled[rows] > 0).to(hidden.device)[:, None]
-        self._draft_states[at] = torch.where(begun, self._draft_states[at], 0.0) + states
-        slots.pooled[rows] += np.add.reduceat(new, offsets[:-1])
-
     def _scout_states(self, rows: np.ndarray, last: torch.Tensor) -> torch.Tensor:
-        """[N, H0] float32: model 0's mean state over a draft under judgement, else its state at the boundary token."""
-        slots = self.slots
-        judged = torch.from_numpy(slots.drafting[rows]).to(last.device)[:, None]
-        count = torch.from_numpy(np.maximum(slots.pooled[rows], 1)).to(last.device)[:, None]
-        return torch.where(judged, self._draft_states[torch.from_numpy(rows).to(last.device)] / count, last.float())
+        """[N, H0] float32: model 0's state at the boundary where the step in question begins.
+
+        last [N, H0]: its state at the last token, which for a finished draft is one step too late.
+        """
+        at = torch.from_numpy(rows).to(last.device)
+        drafted = torch.from_numpy(self.slots.drafting[rows]).to(last.device)[:, None]
+        return torch.where(drafted, self._draft_states[at], last.float())
 
     def _after_forward(self, m: int, rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         slots = self.slots
@@ -322,6 +305,10 @@ class StepEngine:
                 self._decide(rows[good], self._scout_states(rows, hidden)[torch.from_numpy(good).to(hidden.device)])
             # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
         live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
+        begins = live & slots.drafting[rows] & (slots.length[rows] == slots.step_start[rows])
+        if begins.any():
+            at = torch.from_numpy(begins).to(hidden.device)
+            self._draft_states[torch.from_numpy(rows[begins]).to(hidden.device)] = hidden[at].float()
         for s in rows[~finite & (slots.phase[rows] != Phase.FREE)].tolist():
             for j in range(self.num_models):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())

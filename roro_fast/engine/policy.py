@@ -14,8 +14,8 @@ class BoundaryBatch:
 
     Row statistics describe the step just written ("next": the last finished step, zeros before the first;
     "regenerate": the draft under judgement). Log-probs in nats. `scout_entropy` / `scout_maxprob` / `hidden` come
-    from the smallest model and are None unless the policy sets `needs_scout`: its forward at the boundary token, but
-    `hidden` of a draft is the mean over the draft's tokens.
+    from the smallest model's forward and are None unless the policy sets `needs_scout`: `hidden` at the boundary token
+    after which the step in question begins, the other two at the last token written (of a draft: its end).
     """
 
     step_index: torch.Tensor  # [N] int64, index of the step decided about

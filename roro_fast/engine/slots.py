@@ -38,7 +38,6 @@ class Slots:
         self.top_k = np.zeros(n, np.int64)
         self.key, self.route_key = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
         self.step_start, self.step_index = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self.pooled = np.zeros(n, np.int64)  # tokens of the draft whose scout states are summed up so far
         self.matched = np.zeros(n, np.int64)  # delimiter characters the step's text ends with (StepBoundary)
         self.sum_logprob, self.min_logprob = np.zeros(n), np.zeros(n)
         self.first_entropy, self.sum_entropy = np.zeros(n), np.zeros(n)
@@ -100,7 +99,7 @@ class Slots:
 
     def begin_step(self, s: int) -> None:
         self.step_start[s] = self.length[s]
-        self.matched[s] = self.pooled[s] = 0
+        self.matched[s] = 0
         self.sum_logprob[s] = self.first_entropy[s] = self.sum_entropy[s] = 0.0
         self.min_logprob[s] = 0.0
 

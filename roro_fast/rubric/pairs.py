@@ -70,8 +70,8 @@ def relative_difference(a: float, b: float) -> float:
 def compare(a: Candidate, b: Candidate, config: PairsConfig) -> tuple[int, str, float]:
     """(sign, rule, margin): sign +1 if `a` is preferred, -1 if `b`, 0 for a tie.
 
-    Costs decide when they differ by more than `cost_margin`; quality may decide only up to `equal_cost`. Between two
-    wrong answers costs decide only with `cost_between_wrong`: what was saved there may be the escalation that was missed.
+    Costs decide when they differ by more than `cost_margin`; quality may decide only up to `equal_cost`. Between wrong
+    answers costs decide only with `cost_between_wrong`: what was saved there may be the escalation that was missed.
     """
     if a.correct != b.correct:
         return (1 if a.correct else -1), "outcome", 1.0

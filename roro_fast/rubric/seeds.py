@@ -1,10 +1,10 @@
 """Seed rubrics for the warm-up: the grammar's sentences that best explain a query's own preference pairs.
 
-A sentence earns evidence from each pair for which it holds for the chosen and not for the rejected trajectory (and
-loses it the other way round). A query has few pairs, so its evidence is shrunk towards that of the same kind of
-sentence over all pairs, which is also all that a Rubricor can learn about queries it has not seen. Sentences are then
-added greedily by evidence and by how many more of the query's pairs the rubric orders right. Neither gold answers nor
-oracles are consulted, only the pairs.
+A sentence votes for a pair's order when it holds for the chosen and not for the rejected trajectory (and against it the
+other way round). A query has few pairs, so its votes are shrunk towards what the same kind of sentence is worth over
+all pairs, which is also all that a Rubricor can learn about queries it has not seen: its coefficient in a Bradley-Terry
+model of the preferences. Sentences are then added greedily by that evidence and by how many more of the query's pairs
+the rubric orders right. Neither gold answers nor oracles are consulted, only the pairs.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from roro_fast.rubric.format import AXES, HARD_RULE, MAX_CRITERIA, MIN_CRITERIA,
 from roro_fast.rubric.grammar import KINDS, NUMBERED, Claim, axis_of, claims, criterion, truth, verbs_of
 from roro_fast.rubric.pairs import Pair
 
-RULE_WEIGHTS = {"outcome": 2.0, "cost": 1.0, "process": 1.0}
+NEWTON_STEPS = 8
+LIMITS = ("writes at most", "switches")  # a rubric holds one of each at most
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SeedConfig:
-    """`shrinkage`: pair weight that the corpus-wide evidence counts for; `caution`: pair weight without evidence in the
-    corpus, so that rare sentences weigh little. `hard`: evidence that makes a Hard Rule; `least`: evidence below which
-    nothing is added past the third criterion. `repeat_axis`: evidence a sentence gives up per criterion already on its
-    axis. `kinds`: kinds of sentence to choose from, by default those that the packaged reader reads without error."""
+    """`shrinkage`: number of pairs that the corpus-wide evidence counts for; `ridge`: penalty of its fit. `hard`:
+    evidence that makes a Hard Rule; `least`: evidence below which nothing is added past the third criterion.
+    `repeat_axis`: evidence a sentence gives up per criterion already on its axis. `kinds`: kinds of sentence to choose
+    from, by default those that the packaged reader reads without error."""
 
     shrinkage: float = 60.0
-    caution: float = 30.0
-    hard: float = 0.25
+    ridge: float = 20.0
+    hard: float = 0.5
     least: float = 0.05
-    repeat_axis: float = 0.02
+    repeat_axis: float = 0.05
     kinds: tuple[str, ...] = NUMBERED
 
 
@@ -58,7 +59,7 @@ def seed_rubrics(
     """
     config = config or SeedConfig()
     tables = {q: _Table.of(group[0].prompt, group, labels, config.kinds) for q, group in group_by_query(pairs).items()}
-    corpus = _corpus_evidence(tables.values(), config.caution)
+    corpus = _corpus_evidence(tables.values(), config.ridge)
     for q, prompt in (others or {}).items():
         if q not in tables and verbs_of(prompt):
             tables[q] = _Table.of(prompt, [], labels, config.kinds)
@@ -67,12 +68,11 @@ def seed_rubrics(
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One query's claims against its pairs: `votes` [C, P] is truth(chosen) - truth(rejected), `weight` [P] by rule."""
+    """One query's claims against its pairs: `votes` [C, P] is truth(chosen) - truth(rejected)."""
 
     claims: list[Claim]
     keys: list[Key]
     votes: np.ndarray
-    weight: np.ndarray
 
     @classmethod
     def of(cls, prompt: str, pairs: Sequence[Pair], labels: Sequence[str], kinds: Sequence[str]) -> _Table:
@@ -83,8 +83,7 @@ class _Table:
         holds = np.array([[truth(c, v, verbs, labels) for v in views] for c in options], dtype=np.float64)
         holds = holds.reshape(len(options), len(views))
         chosen, rejected = [views[p.chosen.view] for p in pairs], [views[p.rejected.view] for p in pairs]
-        weight = np.array([RULE_WEIGHTS[p.rule] for p in pairs])
-        return cls(options, [_key(c, verbs) for c in options], holds[:, chosen] - holds[:, rejected], weight)
+        return cls(options, [_key(c, verbs) for c in options], holds[:, chosen] - holds[:, rejected])
 
 
 def _key(claim: Claim, verbs: Sequence[str]) -> Key:
@@ -99,29 +98,42 @@ def _key(claim: Claim, verbs: Sequence[str]) -> Key:
     return (claim.kind, claim.label, str(claim.number))
 
 
-def _corpus_evidence(tables: Iterable[_Table], caution: float) -> dict[Key, float]:
-    """Weighted mean vote of each key over all pairs, `caution` more of which count as abstaining."""
-    total: dict[Key, np.ndarray] = defaultdict(lambda: np.zeros(2))
+def _corpus_evidence(tables: Iterable[_Table], ridge: float) -> dict[Key, float]:
+    """What each key adds to a preference, others being equal, as a share of what the strongest adds.
+
+    The coefficients of a Bradley-Terry model over all pairs, P(chosen > rejected) = sigmoid(sum_k b_k v_k) with v_k the
+    votes of key k, fitted by Newton's method under the penalty ridge / 2 * |b|^2. A plain mean of votes would credit
+    every escalation with what the few that mattered brought.
+    """
+    tables = list(tables)
+    index = {k: i for i, k in enumerate(dict.fromkeys(k for t in tables for k in t.keys))}
+    rows = []
     for t in tables:
-        sums = t.votes @ t.weight
-        for key, s in zip(t.keys, sums, strict=True):
-            total[key] += (s, t.weight.sum())
-    return {k: float(v[0] / (v[1] + caution)) for k, v in total.items()}
+        x = np.zeros((len(index), t.votes.shape[1]))
+        np.add.at(x, [index[k] for k in t.keys], t.votes)
+        rows.append(x.T)
+    x = np.concatenate(rows)
+    b = np.zeros(len(index))
+    for _ in range(NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-x @ b))
+        gradient = x.T @ (1 - p) - ridge * b
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(b))
+        b += np.linalg.solve(hessian, gradient)
+    top = max(float(np.abs(b).max(initial=0.0)), 1e-12)
+    return {k: float(b[i] / top) for k, i in index.items()}
 
 
 def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], config: SeedConfig, most: int) -> Rubric:
     prior = np.array([corpus.get(k, 0.0) for k in table.keys])
-    mass = table.weight.sum()
-    strength = (table.votes @ table.weight + config.shrinkage * prior) / (mass + config.shrinkage)
+    pairs = table.votes.shape[1]
+    strength = (table.votes.sum(1) + config.shrinkage * prior) / (pairs + config.shrinkage)
     tags = [HARD_RULE if s >= config.hard else PRINCIPLE for s in strength]
     value = table.votes * np.array([WEIGHTS[t] for t in tags])[:, None]
     axes = [axis_of(c, labels) for c in table.claims]
     chosen: list[int] = []
-    total = np.zeros(len(table.weight))
+    total = np.zeros(pairs)
     while len(chosen) < most:
-        ordered = (
-            ((total + value) > 1e-9) @ table.weight / max(mass, 1.0)
-        )  # share of pair weight ordered right with each added
+        ordered = ((total + value) > 1e-9).sum(1) / max(pairs, 1)  # share of pairs ordered right with each added
         crowded = np.array([sum(axes[j] == a for j in chosen) for a in axes])
         merit = ordered + strength - config.repeat_axis * crowded
         merit[_said(table, chosen)] -= 2.0
@@ -139,9 +151,15 @@ def _select(table: _Table, corpus: Mapping[Key, float], labels: Sequence[str], c
 
 
 def _said(table: _Table, chosen: list[int]) -> np.ndarray:
-    """Claims that repeat a chosen one: about the same thing, or with the same votes on all of these pairs."""
+    """Claims that repeat a chosen one: about the same thing, another limit, or the same votes on all of these pairs."""
     if not chosen:
         return np.zeros(len(table.claims), dtype=bool)
     same_votes = (table.votes[:, None, :] == table.votes[None, chosen, :]).all(-1).any(-1) & (table.votes.shape[1] > 0)
-    keys = {table.keys[j] for j in chosen}
-    return np.array(same_votes | np.array([k in keys for k in table.keys]))
+    keys = {table.keys[j]: table.claims[j].kind for j in chosen}
+    limits = {table.claims[j].kind for j in chosen} & set(LIMITS)
+
+    def repeats(key: Key, claim: Claim) -> bool:
+        each_line = claim.kind == keys.get(key) == "writes line"  # two lines of one verb are two things
+        return (key in keys and not each_line) or claim.kind in limits
+
+    return np.array(same_votes | np.array([repeats(k, c) for k, c in zip(table.keys, table.claims, strict=True)]))
