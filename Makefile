@@ -27,11 +27,15 @@ bench: $(READY)  ## every benchmark in bench/ops and bench/e2e
 aot: $(READY)  ## GPU kernels, Triton and CUDA, compiled without a GPU; spills and misfits are errors
 	$(BIN)/python -m bench.aot
 
+# The extensions are built against the torch that runs them, not against a second one in a build environment.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
+
 $(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard csrc/*.cpp csrc/*.h csrc/host/* csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "roro_fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@echo 'setting up $(VENV): a few minutes, most of it torch'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-cpu.txt -e '.[dev]'
+	$(PIP) -c constraints-cpu.txt torch setuptools pybind11 wheel
+	$(PIP) -c constraints-cpu.txt --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'from roro_fast.engine.pages import HAVE_NATIVE as n; print("host structures:", "native" if n else "Python (no C++ compiler at install)")'
 	@$(BIN)/python -c 'from roro_fast.ops import native as n; print("CPU kernels:", "native, " + n.isa() if n.available() else n.why_not())'
 	@touch $@
