@@ -21,7 +21,7 @@ lint: $(READY)
 
 bench: $(READY)  ## every benchmark in bench/ops and bench/e2e
 	@set -e; found=; for f in bench/ops/bench_*.py bench/e2e/bench_*.py; do \
-		[ -e "$$f" ] || continue; found=1; echo "== $$f"; $(BIN)/python "$$f"; done; \
+		[ -e "$$f" ] || continue; found=1; echo "== $$f"; $(BIN)/python -m "$$(echo $${f%.py} | tr / .)"; done; \
 	[ -n "$$found" ] || echo "bench: no bench_*.py in bench/ops or bench/e2e"
 
 aot: $(READY)  ## GPU kernels, Triton and CUDA, compiled without a GPU; spills and misfits are errors
