@@ -12,6 +12,7 @@ import torch
 from roro_fast.errors import RoroError
 from roro_fast.ops import native, native_cuda
 from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 LAYOUTS = ("NHD", "HND")
 
@@ -174,6 +175,7 @@ def copy_cuda(source: torch.Tensor, target: torch.Tensor, spans: torch.Tensor) -
 
 register(Implementation("kv_copy", "reference", copy_reference))
 native.register_cpu("kv_copy", copy_cpu)
+register_triton("kv_copy", "kv_handoff", "copy", any_dtype=True)
 native_cuda.register_cuda("kv_copy", copy_cuda, native_cuda.usable_any)
 
 
@@ -220,3 +222,4 @@ def copy_pages_cuda(pool: torch.Tensor, source: torch.Tensor, target: torch.Tens
 
 
 native_cuda.register_cuda("kv_copy_pages", copy_pages_cuda, native_cuda.usable_any)
+register_triton("kv_copy_pages", "kv_handoff", "copy_pages", any_dtype=True)

@@ -17,11 +17,16 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Where `usable_for_any` says so, for the dtypes that kernels compute in."""
+    if dtype not in _FLOATS:
+        return False, f"{dtype} is not one of float32, float16, bfloat16"
+    return usable_for_any(device, dtype)
+
+
+def usable_for_any(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """On CUDA devices of compute capability 8.0 and later; on the CPU only in Triton's interpreter, to test."""
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed (pip install 'roro-fast[gpu]')"
-    if dtype.is_floating_point and dtype not in _FLOATS:
-        return False, f"{dtype} is not one of float32, float16, bfloat16"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return (True, "") if major >= 8 else (False, f"compute capability {major}.{minor}; 8.0 is needed")
@@ -30,7 +35,9 @@ def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     return False, "needs a CUDA device (TRITON_INTERPRET=1 interprets the kernels on a CPU, for tests)"
 
 
-def register_triton(op: str, module: str, function: str, wrap: Callable[..., Any] | None = None) -> None:
+def register_triton(
+    op: str, module: str, function: str, wrap: Callable[..., Any] | None = None, *, any_dtype: bool = False
+) -> None:
     """Let `roro_fast.kernels.<module>.<function>` serve `op`; `wrap(*result)` builds what the op returns."""
     found: Callable[..., Any] | None = None
 
@@ -41,4 +48,5 @@ def register_triton(op: str, module: str, function: str, wrap: Callable[..., Any
         result = found(*args, **kwargs)
         return wrap(*result) if wrap else result
 
-    register(Implementation(op, "triton", call, usable, PRIORITY, auto_on=("cuda",)))
+    check = usable_for_any if any_dtype else usable
+    register(Implementation(op, "triton", call, check, PRIORITY, auto_on=("cuda",)))
