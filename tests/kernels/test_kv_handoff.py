@@ -36,6 +36,7 @@ def moved(c: cases.Case, module: ModuleType | None = None) -> torch.Tensor:
     if module is None:
         copy(source, target, spans, source_layout=c.source_layout, target_layout=c.target_layout, impl="triton")
     else:
+        module._PROGRAMS = kernel._PROGRAMS
         module.copy(token_major(source, c.source_layout), token_major(target, c.target_layout), spans)
     return target.cpu()
 
