@@ -111,18 +111,25 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (
 #endif
 }
 
+/// Orders this thread's memory accesses, and those it knows of, for the whole device.
+__device__ __forceinline__ void fence() {
+#ifndef RORO_EMULATOR
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 /// True in every thread of exactly one block: the last of `count` blocks to come here with this ticket. What the
 /// other blocks wrote before is then visible (read it with __ldcg). The ticket is zero again afterwards.
 __device__ __forceinline__ bool last_block(unsigned* ticket, unsigned count) {
   __shared__ unsigned arrived;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) arrived = atomicInc(ticket, count - 1);
+  if (threadIdx.x == 0) {  // between the barriers it speaks for the whole block
+    fence();
+    arrived = atomicInc(ticket, count - 1);
+    fence();
+  }
   __syncthreads();
-  const bool last = arrived == count - 1;
-  __threadfence();
-  __syncthreads();
-  return last;
+  return arrived == count - 1;
 }
 
 template <class... P, class... A>

@@ -40,7 +40,7 @@ struct Plan {
   int64_t slot_stride;
   Pool source, target;
   Divider vectors, heads;  // of one head, of one token
-  int64_t inner_size[RORO_KV_INNER];
+  uint32_t inner_size[RORO_KV_INNER];
 };
 
 template <class To, class From>
@@ -56,10 +56,10 @@ __global__ void __launch_bounds__(kThreads, 3) kv_copy_kernel(const From* __rest
   const int64_t i = blockIdx.x * plan.slot_stride;
   const int64_t first = plan.source_slot[i], to = plan.target_slot[i], tokens = plan.tokens ? plan.tokens[i] : 1;
   if (tokens <= 0 || first < 0 || to < 0 || first > plan.source.slots - tokens || to > plan.target.slots - tokens) return;
-  int64_t inner = blockIdx.y;
+  uint32_t inner = blockIdx.y;
 #pragma unroll
   for (int d = RORO_KV_INNER - 1; d >= 0; --d) {
-    const int64_t index = inner % plan.inner_size[d];
+    const uint32_t index = inner % plan.inner_size[d];
     inner /= plan.inner_size[d];
     source += index * plan.source.inner_stride[d];
     target += index * plan.target.inner_stride[d];
@@ -104,7 +104,7 @@ int launch_copy(const RoroKvCopy& a, int64_t scale, void* stream) {
   const int64_t longest = !a.tokens ? 1 : plan.source.slots < plan.target.slots ? plan.source.slots : plan.target.slots;
   if (longest * a.heads * plan.vectors.divisor >= int64_t(1) << 31) return int(cudaErrorInvalidValue);
   int64_t inner = 1;
-  for (int d = 0; d < RORO_KV_INNER; ++d) inner *= plan.inner_size[d] = a.inner_size[d];
+  for (int d = 0; d < RORO_KV_INNER; ++d) inner *= plan.inner_size[d] = uint32_t(a.inner_size[d]);
   const int64_t shares = (kBlocks + a.n * inner - 1) / (a.n * inner);
   const dim3 grid(unsigned(a.n), unsigned(inner), unsigned(shares < kMaxShares ? shares : kMaxShares));
   return launch(kv_copy_kernel<From, To, N>, grid, kThreads, 0, stream, static_cast<const From*>(a.source.data),

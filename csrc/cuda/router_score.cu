@@ -45,17 +45,19 @@ __device__ __forceinline__ const T* row_of(const RoroRouterScore& a, int64_t n) 
   return r >= 0 && r < a.T ? static_cast<const T*>(a.hidden) + r * a.hidden_stride : nullptr;
 }
 
-template <class T>
-__device__ __forceinline__ Vec<T, 16 / sizeof(T)> load_w1(const RoroRouterScore& a, int d, int k, bool wide) {
-  constexpr int V = 16 / sizeof(T);
-  if (d >= a.D) k = a.H;
-  const T* row = static_cast<const T*>(a.w1) + (d < a.D ? d : 0) * a.w1_stride;
-  const T* norm = static_cast<const T*>(a.norm);
-  Vec<T, V> w = wide ? load<V, true>(row, k, a.H) : load<V, false>(row, k, a.H);
-  const Vec<T, V> g = load<V, false>(norm, k, a.H);
+/// x[k .. k + N) in loads of at most GRAIN elements; from `end` on, whatever else lies before `end`. Unconditional: a
+/// predicated load would hold up the next one.
+template <int N, int GRAIN, class T>
+__device__ __forceinline__ Vec<T, N> load_near(const T* x, int k, int end) {
+  constexpr int G = GRAIN >= N ? N : GRAIN >= N / 2 ? N / 2 : 1;
+  Vec<T, N> out;
 #pragma unroll
-  for (int i = 0; i < V; ++i) w.v[i] = from_float<T>(to_float(w.v[i]) * to_float(g.v[i]));
-  return w;
+  for (int i = 0; i < N; i += G) {
+    const Vec<T, G> part = *reinterpret_cast<const Vec<T, G>*>(x + max(min(k + i, end - G), 0));
+#pragma unroll
+    for (int j = 0; j < G; ++j) out.v[i + j] = part.v[j];
+  }
+  return out;
 }
 
 // What only the finishing block needs, fetched early by all: w1's signal columns, b1 and w2 of these 16 units.
@@ -75,23 +77,26 @@ __device__ __forceinline__ void stage_tail(const RoroRouterScore& a, const Share
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// Logits of one row (bias still missing) to everything router_score returns. One thread.
+// From one row's sums over hidden units to everything router_score returns. One thread.
+template <class W>
 __device__ __forceinline__ void decide(const RoroRouterScore& a, int64_t n, const float (&sum)[kActions]) {
-  float x[kActions], top = -INFINITY, mass = 0.0f;
+  float logit[kActions], x[kActions], top = -INFINITY, mass = 0.0f;
+  const float u = a.uniforms[n];
 #pragma unroll
-  for (int k = 0; k < kActions; ++k) {
+  for (int k = 0; k < kActions; ++k) {  // all loads before the first store
     if (k >= a.K) break;
-    const float logit = a.bias ? sum[k] + a.bias[n * a.K + k] : sum[k];
-    a.logits[n * a.K + k] = logit;
-    x[k] = a.temperature > 0.0f ? logit / a.temperature : logit;
+    logit[k] = sum[k] + to_float(static_cast<const W*>(a.b2)[k]);
+    if (a.bias) logit[k] += a.bias[n * a.K + k];
+    x[k] = a.temperature > 0.0f ? logit[k] / a.temperature : logit[k];
     top = fmaxf(top, x[k]);
   }
 #pragma unroll
   for (int k = 0; k < kActions; ++k) {
     if (k >= a.K) break;
+    a.logits[n * a.K + k] = logit[k];
     mass += expf(x[k] - top);
   }
-  const float log_mass = logf(mass), u = a.uniforms[n];
+  const float log_mass = logf(mass);
   float below = 0.0f, entropy = 0.0f, best = 0.0f, taken = 0.0f;
   int passed = 0, greedy = 0;
 #pragma unroll
@@ -134,14 +139,6 @@ __device__ __forceinline__ void flush(const RoroRouterScore& a, const Shared& s,
   if (quad == 0) a.workspace[slots * kUnits + slot] = squares;
 }
 
-template <class T>
-__device__ __forceinline__ void add_b2(const RoroRouterScore& a, float (&sum)[kActions]) {
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {
-    if (k < a.K) sum[k] += to_float(static_cast<const T*>(a.b2)[k]);
-  }
-}
-
 // The second layer on 16 units, by the last block of a column group; the decision, by the last of those.
 template <class T>
 __device__ __forceinline__ void finish(const RoroRouterScore& a, const Shared& s) {
@@ -161,9 +158,9 @@ __device__ __forceinline__ void finish(const RoroRouterScore& a, const Shared& s
         z[0] += x.x, z[1] += x.y, z[2] += x.z, z[3] += x.w;
         square += __ldcg(squares + slot);
       }
-      const float scale = a.H ? rsqrtf(square / a.H + a.eps) : 0.0f;
+      const float scale = rsqrtf(square / a.H + a.eps);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) z[j] = z[j] * scale + s.bias[4 * quad + j];
+      for (int j = 0; j < 4; ++j) z[j] = (a.H ? z[j] * scale : 0.0f) + s.bias[4 * quad + j];
       for (int i = 0; i < a.S; ++i) {
         const float signal = a.signals[n * a.S + i];
 #pragma unroll
@@ -195,9 +192,46 @@ __device__ __forceinline__ void finish(const RoroRouterScore& a, const Shared& s
       if (k < a.K) sum[k] += __ldcg(logits + (i * a.N + n) * a.K + k);
     }
   }
-  add_b2<T>(a, sum);
-  decide(a, n, sum);
+  decide<T>(a, n, sum);
 }
+
+/// One lane's share of 16 x 64 numbers of w1: for V inputs out of 4 V, COUNT times, of units `unit` and `unit` + 8.
+template <class W, int V, int COUNT>
+struct Share {
+  Vec<W, V> w[COUNT][2], norm[COUNT];
+
+  template <int GRAIN>
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input) {
+    const void* none = a.workspace;  // stands for tensors without elements
+    const W *w1 = static_cast<const W*>(a.H ? a.w1 : none), *g = static_cast<const W*>(a.H ? a.norm : none);
+    const int64_t stride = a.H ? a.w1_stride : 0;
+#pragma unroll
+    for (int b = 0; b < COUNT; ++b) {
+      norm[b] = load_near<V, GRAIN>(g, input + 4 * V * b, a.H);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) w[b][j] = load_near<V, GRAIN>(w1 + min(unit + 8 * j, a.D - 1) * stride, input + 4 * V * b, a.H);
+    }
+  }
+
+  /// Reads w1, all of it before anything is used, then folds the norm's weight in. Zero beyond D and H.
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, int grain) {
+    constexpr int kMost = 16 / sizeof(W);
+    if (grain >= kMost) load<kMost>(a, unit, input);
+    else if (grain >= kMost / 2) load<kMost / 2>(a, unit, input);
+    else load<1>(a, unit, input);
+#pragma unroll
+    for (int b = 0; b < COUNT; ++b) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const bool there = unit + 8 * j < a.D && input + 4 * V * b + i < a.H;
+          w[b][j].v[i] = from_float<W>(there ? to_float(w[b][j].v[i]) * to_float(norm[b].v[i]) : 0.0f);
+        }
+      }
+    }
+  }
+};
 
 // A warp's 16 x 64 piece of w1 and its product with 16 rows of hidden. Within 32 (or 16) inputs, lane 4 g + t takes
 // consecutive ones of row g, in 16 bytes, from hidden and from w1 alike; the tensor core then sums over them in another
@@ -206,14 +240,10 @@ template <class T, class W>
 struct Piece {
   static_assert(std::is_same<T, W>::value && sizeof(T) == 2, "weights and hidden of one 16-bit type");
   static constexpr int kRows = 64, kBlocks = 2, kWide = 8;
-  Vec<T, 8> w[kBlocks][2];
+  Share<T, 8, kBlocks> share;
 
-  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, bool wide) {
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) w[b][j] = load_w1<T>(a, unit + 8 * j, input + 32 * b, wide);
-    }
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, int grain) {
+    share.load(a, unit, input, grain);
   }
 
   __device__ __forceinline__ void multiply(float (&sum)[2][4], const Vec<T, 8>& low, const Vec<T, 8>& high, int b) const {
@@ -223,7 +253,7 @@ struct Piece {
       const uint32_t rows[4] = {x[i], y[i], x[i + 1], y[i + 1]};
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const uint32_t* column = reinterpret_cast<const uint32_t*>(&w[b][j]);
+        const uint32_t* column = reinterpret_cast<const uint32_t*>(&share.w[b][j]);
         const uint32_t columns[2] = {column[i], column[i + 1]};
         mma_m16n8k16<T>(sum[j], rows, columns);
       }
@@ -237,17 +267,15 @@ struct Piece<T, float> {
   static constexpr int kWide = 16 / sizeof(T), kRows = sizeof(T) == 4 ? 32 : 64, kBlocks = 16 / kWide;
   uint32_t big[kBlocks][2][kWide], small[kBlocks][2][kWide];
 
-  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, bool wide) {
+  __device__ __forceinline__ void load(const RoroRouterScore& a, int unit, int input, int grain) {
+    Share<float, kWide, kBlocks> share;
+    share.load(a, unit, input, grain);
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
-        for (int i = 0; i < kWide; i += 4) {
-          const Vec<float, 4> x = load_w1<float>(a, unit + 8 * j, input + 4 * kWide * b + i, wide);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) split_tf32(x.v[e], big[b][j][i + e], small[b][j][i + e]);
-        }
+        for (int i = 0; i < kWide; ++i) split_tf32(share.w[b][j].v[i], big[b][j][i], small[b][j][i]);
       }
     }
   }
@@ -272,12 +300,16 @@ struct Piece<T, float> {
   }
 };
 
+/// Rows in flight. Element by element, few: each takes an address.
 template <class T, class W, bool WIDE>
-__global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRouterScore a, const bool wide_w) {
+constexpr int kRowsInFlight = WIDE ? Piece<T, W>::kRows : 16;
+
+template <class T, class W, bool WIDE>
+__global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRouterScore a, const int grain) {
   RORO_DYNAMIC_SHARED(memory);
   using P = Piece<T, W>;
-  constexpr int kTiles = P::kRows / 16, kBlocks = P::kBlocks, V = P::kWide;
-  const Shared s(memory, P::kRows, a.S);
+  constexpr int kRows = kRowsInFlight<T, W, WIDE>, kTiles = kRows / 16, kBlocks = P::kBlocks, V = P::kWide;
+  const Shared s(memory, kRows, a.S);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   const int units = blockIdx.x * kUnits, input = blockIdx.y * kInputs + warp * (kInputs / kPieces) + quad * V;
 
@@ -285,23 +317,33 @@ __global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRou
   Vec<T, V> h[kTiles][2][kBlocks];  // [16 rows][upper 8]
   uint32_t poisoned = 0;            // bit 2 m + u: this row's index was out of range
   const auto fetch = [&](int64_t first) {
+    int64_t r[kTiles][2];  // all indices before the first row: one latency, not eight
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) r[i / 2][i % 2] = first + 8 * i + group;
+    if (a.rows) {
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        const int64_t n = r[i / 2][i % 2];
+        r[i / 2][i % 2] = a.rows[n < a.N ? n : a.N - 1];
+      }
+    }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        const int64_t n = first + 16 * m + 8 * u + group;
-        const T* row = n < a.N ? row_of<T>(a, n) : nullptr;
-        if (n < a.N && !row) poisoned |= 1u << (2 * m + u);
+        const bool wanted = first + 16 * m + 8 * u + group < a.N, inside = wanted && r[m][u] >= 0 && r[m][u] < a.T;
+        if (wanted && !inside) poisoned |= 1u << (2 * m + u);
+        const T* row = static_cast<const T*>(a.hidden) + (inside ? r[m][u] : 0) * a.hidden_stride;
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b) h[m][u][b] = load<V, WIDE>(row, input + 4 * V * b, row ? a.H : 0);
+        for (int b = 0; b < kBlocks; ++b) h[m][u][b] = load_near<V, WIDE ? V : 1>(row, input + 4 * V * b, a.H);
       }
     }
   };
   fetch(0);
-  piece.load(a, units + group, input, wide_w);
+  piece.load(a, units + group, input, grain);
   stage_tail<W>(a, s, units);
 
-  for (int64_t first = 0; first < a.N; first += P::kRows) {
+  for (int64_t first = 0; first < a.N; first += kRows) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (first + 16 * m < a.N) {
@@ -314,11 +356,14 @@ __global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRou
 #pragma unroll
           for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-            for (int i = 0; i < V; ++i) squares += to_float(h[m][u][b].v[i]) * to_float(h[m][u][b].v[i]);
+            for (int i = 0; i < V; ++i) {
+              const float x = to_float(h[m][u][b].v[i]);
+              if (input + 4 * V * b + (WIDE ? 0 : i) < a.H) squares += x * x;
+            }
           }
           squares += __shfl_xor_sync(kAllLanes, squares, 1);
           squares += __shfl_xor_sync(kAllLanes, squares, 2);
-          const int row = warp * P::kRows + 16 * m + 8 * u + group;
+          const int row = warp * kRows + 16 * m + 8 * u + group;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float* to = s.partial + row * kPitch + 8 * j + 2 * quad;
@@ -329,9 +374,9 @@ __global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRou
       }
     }
     poisoned = 0;
-    if (first + P::kRows < a.N) fetch(first + P::kRows);
+    if (first + kRows < a.N) fetch(first + kRows);
     __syncthreads();
-    flush<P::kRows>(a, s, first);
+    flush<kRows>(a, s, first);
     __syncthreads();
   }
   finish<W>(a, s);
@@ -404,24 +449,32 @@ __global__ void __launch_bounds__(kThreads) router_epilogue_kernel(const RoroRou
     if (k < a.K) sum[k] = warp_sum(sum[k]);
   }
   if (lane) return;
-  add_b2<W>(a, sum);
-  decide(a, n, sum);
+  decide<W>(a, n, sum);
+}
+
+/// Elements, at most 16 bytes of them, that every row of this width is a whole, aligned number of.
+template <class T>
+int grain_of(const void* p, int64_t stride, int width) {
+  int grain = 16 / sizeof(T);
+  while (reinterpret_cast<uintptr_t>(p) % (grain * sizeof(T)) || stride % grain || width % grain) grain /= 2;
+  return grain;
 }
 
 template <class T>
-bool wide(const void* p, int64_t stride, int width) {
-  constexpr int V = 16 / sizeof(T);
-  return aligned16(p) && stride % V == 0 && width % V == 0;
-}
+bool wide(const void* p, int64_t stride, int width) { return grain_of<T>(p, stride, width) == 16 / sizeof(T); }
 
 template <class T, class W>
-int launch_small(const RoroRouterScore& a, void* stream) {
+int launch_small(RoroRouterScore a, void* stream) {
+  if (!a.H || !a.T) a.hidden = a.workspace, a.hidden_stride = 0;  // nothing there to read, but reads are unconditional
   const dim3 grid(blocks_of(a.D, kUnits), blocks_of(a.H, kInputs));
-  const size_t bytes = shared_bytes(Piece<T, W>::kRows, a.S, a.K);
-  const bool wide_w = wide<W>(a.w1, a.w1_stride, a.H);
-  if (wide<T>(a.hidden, a.hidden_stride, a.H))
-    return launch(router_score_kernel<T, W, true>, grid, kThreads, bytes, stream, a, wide_w);
-  return launch(router_score_kernel<T, W, false>, grid, kThreads, bytes, stream, a, wide_w);
+  const int grain_w1 = grain_of<W>(a.w1, a.w1_stride, a.H), grain_norm = grain_of<W>(a.norm, 0, a.H);
+  const int grain = grain_w1 < grain_norm ? grain_w1 : grain_norm;
+  const auto run = [&](auto wide) {
+    constexpr bool kWide = decltype(wide)::value;
+    const size_t bytes = shared_bytes(kRowsInFlight<T, W, kWide>, a.S, a.K);
+    return launch(router_score_kernel<T, W, kWide>, grid, kThreads, bytes, stream, a, grain);
+  };
+  return wide<T>(a.hidden, a.hidden_stride, a.H) ? run(std::true_type()) : run(std::false_type());
 }
 
 template <class T, class W>

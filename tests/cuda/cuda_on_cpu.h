@@ -64,7 +64,6 @@ template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
 template <class T> void __stcs(T* p, T v) { *p = v; }
-inline void __threadfence() {}
 
 typedef int cudaError_t;
 typedef void* cudaStream_t;

@@ -172,7 +172,7 @@ def test_the_op_is_registered_properly(device: torch.device) -> None:
     torch.library.opcheck(native_cuda.op("router_score"), args)
 
 
-BARRIER = "fetch(first + P::kRows);\n    __syncthreads();"
+BARRIER = "fetch(first + kRows);\n    __syncthreads();"
 FAULTS = {
     "missing barrier": ("router_score.cu", BARRIER, BARRIER.replace("__syncthreads();", "")),
     "early exit": ("router_score.cu", "float z[4] = {0, 0, 0, 0}", "if (n >= a.N) return; float z[4] = {0, 0, 0, 0}"),
@@ -181,8 +181,8 @@ FAULTS = {
     "ticket not reset": ("device.cuh", "atomicInc(ticket, count - 1)", "atomicInc(ticket, count)"),
     "nobody waits for the ticket": (
         "device.cuh",
-        "arrived = atomicInc(ticket, count - 1);\n  __syncthreads();",
-        "arrived = atomicInc(ticket, count - 1);",
+        "  }\n  __syncthreads();\n  return arrived",
+        "  }\n  return arrived",
     ),
 }
 
@@ -217,8 +217,8 @@ def test_nothing_is_read_beyond_the_inputs(n: int, dtype: torch.dtype, emulated:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("b, row ? a.H : 0)", "b, row ? a.H + 8 : 0)"),
-        ("return r >= 0 && r < a.T ?", "return r >= 0 ?"),
+        ("input + 4 * V * b, a.H);\n      }", "input + 4 * V * b, a.H + 8);\n      }"),
+        ("(inside ? r[m][u] : 0)", "r[m][u]"),
     ],
 )
 def test_a_read_beyond_the_inputs_kills(right: str, wrong: str, emulated: None, tmp_path: Path) -> None:
