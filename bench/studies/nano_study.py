@@ -24,6 +24,7 @@ from rich.console import Console
 from roro_fast.cli_stages import run_stages
 from roro_fast.config import Config
 from roro_fast.config_io import load_config
+from roro_fast.eval.catalogue import AFTER
 from roro_fast.eval.records import PointResult, load_points, save_points
 from roro_fast.eval.stages import learned, runner
 from roro_fast.eval.study import build_study
@@ -36,8 +37,12 @@ from roro_fast.train.router_stage import ROUTERS, process_reward, reference, tra
 from roro_fast.train.rubric_stage import load_judge, load_rubrics
 from roro_fast.train.setup import Workbench
 
+LEARNED = ("outcome_only", "roro")
 CONTROLS = ("formula", "fixed_rubric", "random_rubric", "shuffled")
+TRAINED = {"outcome_only": "none", "roro": "judge"} | {kind: kind for kind in CONTROLS}  # arm: process reward
+DONE = "done"
 ORDER = "rubricor_first"
+EARLY = (2, 5, 10)  # steps after which the LEARNED arms are measured as well
 DETERMINISTIC = ("all_small", "all_large", "confidence", "oracle")  # one seed stands for all
 RESULT = Path(__file__).parents[1] / "results" / "nano_study.json"
 ROOT = Path("runs/nano_study")
@@ -64,17 +69,25 @@ def measure(ctx: Context, arm: str) -> None:
     console.print(f"seed {ctx.config.run.seed} {arm}: best accuracy {best:.3f}, {seconds:.0f} s")
 
 
-def train_controls(ctx: Context) -> None:
+def train_arms(ctx: Context) -> None:
+    """Every trained arm, LEARNED ones with copies `<arm>@<steps>` of what they were after a few steps."""
     prompts = ctx.prompts("train")
     ref = reference(ctx, prompts)
     texts = {q.id: q.prompt for q, _ in prompts}
     judge, rubrics = load_judge(ctx.run), load_rubrics(ctx.run)
-    for kind in CONTROLS:
-        if not (ctx.run.path / ROUTERS / kind).is_dir():
-            reward = process_reward(
-                kind, seed=ctx.config.run.seed, queries=texts, ref=ref, judge=judge, rubrics=rubrics, ctx=ctx
-            )
-            train_arm(ctx, kind, ctx.config.router, reward, ref)
+    folder = ctx.run.path / ROUTERS
+    for arm, kind in TRAINED.items():
+        if (folder / arm / DONE).is_file():
+            continue
+        seed = ctx.config.run.seed
+        reward = process_reward(kind, seed=seed, queries=texts, ref=ref, judge=judge, rubrics=rubrics, ctx=ctx)
+        for steps in EARLY if arm in LEARNED else ():
+            early = folder / f"{arm}{AFTER}{steps}"
+            if not early.is_dir():
+                train_arm(ctx, arm, dataclasses.replace(ctx.config.router, steps=steps), reward, ref)
+                shutil.copytree(folder / arm, early)
+        train_arm(ctx, arm, ctx.config.router, reward, ref)
+        (folder / arm / DONE).touch()
 
 
 def other_order(ctx: Context, overrides: list[str]) -> None:
@@ -105,13 +118,14 @@ def other_order(ctx: Context, overrides: list[str]) -> None:
 def run_seed(seed: int, overrides: list[str]) -> None:
     config = config_of(seed, overrides)
     run = RunDirectory.for_config(config)
-    run_stages(run, "outcome_only", console)
+    run_stages(run, "reference", console)
     with run:
         ctx = Context(run, Workbench(config))
-        train_controls(ctx)
+        train_arms(ctx)
     other_order(ctx, overrides)
     with run:
-        arms = ["outcome_only", "roro", *CONTROLS, ORDER, "random"]
+        early = [f"{arm}{AFTER}{steps}" for arm in LEARNED for steps in EARLY]
+        arms = [*TRAINED, *early, ORDER, "random"]
         for arm in arms if seed else [*DETERMINISTIC, *arms]:
             measure(ctx, arm)
 
@@ -133,7 +147,8 @@ def collate(resamples: int) -> None:
         "versions": facts,
         "judge": histories,
     }
-    write_json(RESULT, build_study(points, meta=meta, resamples=resamples))
+    references = ["outcome_only", "roro", *(f"outcome_only{AFTER}{steps}" for steps in EARLY)]
+    write_json(RESULT, build_study(points, meta=meta, references=references, resamples=resamples))
     console.print(f"wrote {RESULT}")
 
 

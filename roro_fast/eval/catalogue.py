@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 TARGET_SHARE = 0.60
 KEEP = 0.98
+AFTER = "@"  # "roro@5" is the arm "roro" after 5 steps of training
 NBSP = "\u00a0"
 
 
@@ -95,6 +96,9 @@ ARMS: dict[str, Arm] = {
 
 def arm(name: str) -> Arm:
     """The catalogue entry of an arm; an unknown name is a baseline under its own name."""
+    base, _, steps = name.partition(AFTER)
+    if steps and base in ARMS:
+        return Arm(name, f"{ARMS[base].label} after {steps} steps", ARMS[base].kind)
     return ARMS.get(name, Arm(name, name, "baseline"))
 
 

@@ -18,7 +18,7 @@ from roro_fast.train.rollout import verify
 Prompts = Sequence[tuple[Query, list[int]]]
 Setting = tuple[float, RoutingPolicy]
 RANDOM = tuple(round(0.1 * i, 1) for i in range(1, 10))
-THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99, 0.999)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from roro_fast.files import read_json, write_text
 
 _BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n)(.*?)(<!-- /table -->)", re.S)
 _OPEN = re.compile(r"<!-- table:")
+AFTER = catalogue.AFTER
 STUDY_METRICS = ("area", "acc_at_60", "flops_at_98")
 KINDS = {"trained": 0, "baseline": 1, "oracle": 2, "control": 3}
 
@@ -42,7 +43,7 @@ def nano_study(study: Mapping[str, Any]) -> str:
     rows = []
     for name in sorted(study["arms"], key=lambda n: (KINDS.get(catalogue.arm(n).kind, 9), n != "roro")):
         found = study["arms"][name]
-        if found:
+        if found and AFTER not in name:
             cells = [_cell(found[m], METRICS[m].unit, f"arms.{name}.{m}") for m in STUDY_METRICS]
             d = reference.get(name, {}).get("area")
             cells.append(_cell(d, "ratio", f"differences.outcome_only.{name}", signed=True) if d else "–")
@@ -60,6 +61,21 @@ def nano_study(study: Mapping[str, Any]) -> str:
         f"of all-large; a coin toss between the two models has area 0.5. {'; '.join(ends)}."
     )
     return "\n".join([*lines, "", note])
+
+
+def nano_curve(study: Mapping[str, Any]) -> str:
+    """Area after a few steps of training, of outcome-only GRPO and of RoRo, and their paired difference."""
+    counts = sorted(int(n.partition(AFTER)[2]) for n in study["arms"] if n.startswith(f"roro{AFTER}"))
+    config = study["meta"]["config"]["router"]
+    rows = []
+    for n in [*counts, config["steps"]]:
+        pair = [f"{arm}{AFTER}{n}" if n in counts else arm for arm in ("outcome_only", "roro")]
+        cells = [_cell(study["arms"][name]["area"], "ratio", f"arms.{name}.area") for name in pair]
+        d = study["differences"][pair[0]][pair[1]]["area"]
+        answers = n * config["queries_per_step"] * config["group_size"]
+        rows.append([str(n), f"{answers:,}", *cells, _cell(d, "ratio", f"differences.{pair[0]}", signed=True)])
+    heads = ["GRPO steps", "routed answers seen", "outcome-only GRPO", "RoRo", "RoRo − outcome-only"]
+    return "\n".join([_row(heads), _row(["--:"] * len(heads)), *(_row(r) for r in rows)])
 
 
 def nano_pair(figures: Mapping[str, Any]) -> str:
@@ -91,13 +107,11 @@ def hf_step_loop(result: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, Table] = {
-    t.source.removesuffix(".json"): t
-    for t in (
-        Table("nano_study.json", nano_study),
-        Table("nano_quickstart.json", nano_study),
-        Table("nano_pair.json", nano_pair),
-        Table("hf_step_loop.json", hf_step_loop),
-    )
+    "nano_study": Table("nano_study.json", nano_study),
+    "nano_curve": Table("nano_study.json", nano_curve),
+    "nano_quickstart": Table("nano_quickstart.json", nano_study),
+    "nano_pair": Table("nano_pair.json", nano_pair),
+    "hf_step_loop": Table("hf_step_loop.json", hf_step_loop),
 }
 
 

@@ -98,3 +98,17 @@ def test_absent_and_malformed_results_are_named(repo, capsys):
     assert main([str(repo / "nothing.md")]) == 1
     assert "no such file" in capsys.readouterr().err
     assert (repo / "README.md").read_text() == README
+
+
+def test_the_curve_table_pairs_each_arm_with_the_other_after_as_many_steps(repo, document):
+    changed = json.loads(json.dumps(document))
+    for arm, area in (("outcome_only@2", 0.5), ("roro@2", 0.6)):
+        changed["arms"][arm] = {"area": {"mean": area, "lo": area - 0.01, "hi": area + 0.01}}
+    changed["differences"]["outcome_only@2"] = {"roro@2": {"area": {"mean": 0.1, "lo": 0.09, "hi": 0.11}}}
+    changed["meta"]["config"] = {"router": {"steps": 20, "queries_per_step": 8, "group_size": 4}}
+    write_json(repo / "bench/results/nano_study.json", changed)
+    text = fill("<!-- table:nano_curve -->\n<!-- /table -->\n", repo / "bench/results")
+    rows = [[c.strip() for c in r.split("|")[1:-1]] for r in text.splitlines() if r.startswith("|")]
+    assert rows[2] == ["2", "64", "0.500 [0.490, 0.510]", "0.600 [0.590, 0.610]", "+0.100 [+0.090, +0.110]"]
+    assert rows[3][:2] == ["20", "640"] and len(rows) == 4
+    assert "steps" not in fill("<!-- table:nano_study -->\n<!-- /table -->\n", repo / "bench/results")
