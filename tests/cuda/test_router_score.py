@@ -126,6 +126,26 @@ def test_an_index_out_of_range_is_not_read_through(n: int, dtype: torch.dtype, d
     assert all(torch.equal(a[~bad], b[~bad]) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("n", [64, 300])
+def test_replays_of_cuda_graphs_on_two_streams_equal_eager(n: int, device: torch.device) -> None:
+    """Graphs captured on one stream and replayed at once on two must not share the counters of their blocks."""
+    if device.type != "cuda":
+        pytest.skip("needs a GPU")
+    work = [to(cases.make(2048, 12, 256, 2, n, dtype=torch.bfloat16, seed=s), device) for s in (0, 1)]
+    want = [cuda(*case) for case in work]
+    graphs, outputs = [torch.cuda.CUDAGraph() for _ in work], []
+    for graph, case in zip(graphs, work, strict=True):
+        with torch.cuda.graph(graph):
+            outputs.append(cuda(*case))
+    streams = [torch.cuda.Stream() for _ in work]
+    for _ in range(50):
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        assert all(same(a, b) for a, b in zip(outputs, want, strict=True))
+
+
 def test_debug_names_the_index_out_of_range(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_cuda, "DEBUG", True)
     case = cases.make(64, 3, 16, 2, 9)
