@@ -465,7 +465,9 @@ bool wide(const void* p, int64_t stride, int width) { return grain_of<T>(p, stri
 
 template <class T, class W>
 int launch_small(RoroRouterScore a, void* stream) {
-  if (!a.H || !a.T) a.hidden = a.workspace, a.hidden_stride = 0;  // nothing there to read, but reads are unconditional
+  // Reads are unconditional: of hidden states that do not exist something else is read, and not used.
+  if (!a.H) a.hidden = a.workspace, a.hidden_stride = 0;
+  else if (!a.T) a.hidden = a.w1, a.hidden_stride = 0;
   const dim3 grid(blocks_of(a.D, kUnits), blocks_of(a.H, kInputs));
   const int grain_w1 = grain_of<W>(a.w1, a.w1_stride, a.H), grain_norm = grain_of<W>(a.norm, 0, a.H);
   const int grain = grain_w1 < grain_norm ? grain_w1 : grain_norm;

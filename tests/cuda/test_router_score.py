@@ -126,6 +126,16 @@ def test_an_index_out_of_range_is_not_read_through(n: int, dtype: torch.dtype, d
     assert all(torch.equal(a[~bad], b[~bad]) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("n", [9, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_any_hidden_state_every_index_is_out_of_range(n: int, dtype: torch.dtype, device: torch.device) -> None:
+    case = cases.make(4096, 3, 16, 2, n, dtype=dtype)
+    if device.type == "cpu":
+        case = case._replace(weights=RouterWeights(*map(guarded, case.weights)))
+    got = run(case._replace(hidden=case.hidden[:0]), device)
+    assert got.probs.isnan().all() and (got.action == 0).all()
+
+
 @pytest.mark.parametrize("n", [64, 300])
 def test_replays_of_cuda_graphs_on_two_streams_equal_eager(n: int, device: torch.device) -> None:
     """Graphs captured on one stream and replayed at once on two must not share the counters of their blocks."""
