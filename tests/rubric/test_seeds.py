@@ -117,3 +117,31 @@ def test_kinds_of_sentence_are_a_setting(pairs):
 
     assert "writes every" not in kinds(None) and len(kinds(None)) >= 3
     assert kinds(SeedConfig(kinds=("writes every",))) == {"writes every"}
+
+
+def test_what_only_rides_along_with_a_needed_escalation_earns_nothing(pairs):
+    """The corpus alone, for queries without pairs: large where it is needed, small elsewhere."""
+    others = {q.id: q.prompt for q in queries(220)[120:]}
+    found = seed_rubrics(pairs, POOL.labels, others=others)
+    by_id = {q.id: q for q in queries(220)}
+    right, wrong = {"large": 0, "small": 0}, {"large": 0, "small": 0}
+    for q in others:
+        for c in found[q].criteria:
+            claim = read(c.sentence)
+            if claim.kind == "writes line":
+                needed = claim.number - 1 in hard_lines(by_id[q])
+                (right if needed == (claim.label == "large") else wrong)[claim.label] += 1
+    assert min(right.values()) > 50
+    assert all(wrong[x] < 0.05 * right[x] for x in right)
+
+
+def test_two_needed_lines_of_one_verb_are_both_named(pairs):
+    prompt = "Ada's ledger of coins starts at 5 #0 banks 42 #1 earns 3 #2 banks 71 #3 earns 1 #4 Total?\n\n"
+    rubric = seed_rubrics(pairs, POOL.labels, others={"twice": prompt})["twice"]
+    assert {"the large model writes line #1", "the large model writes line #3"} <= {c.sentence for c in rubric.criteria}
+
+
+def test_a_rubric_has_one_limit_of_each_kind(seeds):
+    for rubric in seeds.values():
+        kinds = [read(c.sentence).kind for c in rubric.criteria]
+        assert kinds.count("switches") <= 1 and kinds.count("writes at most") <= 1
