@@ -84,6 +84,15 @@ def test_never_takes_an_impossible_action(isa: str, u: float) -> None:
     assert got.action.tolist() == [1] * 4 and got.entropy.tolist() == [0.0] * 4
 
 
+def test_rounding_never_leads_to_an_impossible_action(isa: str) -> None:
+    """Where the cumulative sum rounds to less than the largest uniform, the last possible action is taken."""
+    c = cases.make(0, 1, 2, 7, 3000, gather=False)
+    c.bias[:, 5:] = float("-inf")
+    got = router_score(*c._replace(uniforms=torch.full((3000,), 1 - 2**-24)), impl="cpu")
+    assert bool((got.probs.cumsum(-1)[:, -1] <= 1 - 2**-24).any()), "the case arises"
+    assert got.action.tolist() == [4] * 3000
+
+
 BAD = {
     "hidden: shape [25, 20] but [any, 21]": lambda c: c._replace(weights=cases.make(21, 3, 8, 2, 1).weights),
     "hidden: float64": lambda c: c._replace(hidden=c.hidden.double()),
