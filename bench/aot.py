@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "bench" / "results" / "aot.json"
 ARCHS = (80, 90)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}  # bytes one block may use
-TIMEOUT = 300  # seconds for one file; an absurd configuration can compile for minutes
 
 
 def triton_files() -> list[str]:
@@ -53,7 +52,7 @@ def label(record: dict[str, Any]) -> str:
     return f"{record['file']} {record['kernel']} [{record['name']}] sm_{record['arch']}"
 
 
-def compile_triton(module: str) -> list[dict[str, Any]]:
+def compile_triton(module: str, timeout: float) -> list[dict[str, Any]]:
     """All configurations of one module, in a process of its own."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     broken = {"file": module, "kernel": "-", "name": "-", "arch": 0}
@@ -61,9 +60,9 @@ def compile_triton(module: str) -> list[dict[str, Any]]:
         env |= {"TRITON_CACHE_DIR": folder, "TRITON_DEFAULT_FP_FUSION": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "bench.aot_triton", module, *map(str, ARCHS)]
         try:
-            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
-            return [broken | {"error": f"did not compile within {TIMEOUT} s"}]
+            return [broken | {"error": f"did not compile within {timeout:.0f} s"}]
     if done.returncode:
         return [broken | {"error": done.stderr.strip()[-800:] or f"exit code {done.returncode}"}]
     records: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -75,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--only", help="one op: the stem of its files")
     parser.add_argument("--module", help="a Python module with an AOT table, instead of kernels/ and csrc/cuda/")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one file; an absurd tile takes minutes")
     args = parser.parse_args(argv)
     modules = [args.module] if args.module else triton_files()
     sources = [] if args.module else sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         print(aot_cuda.HOW_TO_GET_NVCC, file=sys.stderr)
         return 1
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(compile_triton, m) for m in modules]
-        jobs += [pool.submit(aot_cuda.compile_cuda, nvcc, s, ARCHS, TIMEOUT) for s in sources if nvcc]
+        jobs = [pool.submit(compile_triton, m, args.timeout) for m in modules]
+        jobs += [pool.submit(aot_cuda.compile_cuda, nvcc, s, ARCHS, args.timeout) for s in sources if nvcc]
         records = sorted((r for j in jobs for r in j.result()), key=label)
     bad = [f"{label(r)}: {fault}" for r in records for fault in faults(r)]
     for r in records:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 
 class Group(NamedTuple):
@@ -193,3 +194,4 @@ def cpu(
 
 register(Implementation("paged_attention", "reference", reference))
 native.register_cpu("paged_attention", cpu, torch.float32, torch.bfloat16)
+register_triton("paged_attention", "paged_attention", "paged_attention")

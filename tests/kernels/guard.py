@@ -43,7 +43,7 @@ def run_guarded(module: str, function: str, *args: str) -> int:
     )
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code, module, function, *args], env=env, cwd=_ROOT, capture_output=True, timeout=120
+        [sys.executable, "-c", code, module, function, *args], env=env, cwd=_ROOT, capture_output=True, timeout=280
     )
     if done.returncode not in (0, -signal.SIGSEGV):
         raise AssertionError(done.stderr.decode()[-2000:])
