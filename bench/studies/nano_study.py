@@ -40,9 +40,8 @@ from roro_fast.train.setup import Workbench
 LEARNED = ("outcome_only", "roro")
 CONTROLS = ("formula", "fixed_rubric", "random_rubric", "shuffled")
 TRAINED = {"outcome_only": "none", "roro": "judge"} | {kind: kind for kind in CONTROLS}  # arm: process reward
-DONE = "done"
 ORDER = "rubricor_first"
-EARLY = (2, 5, 10)  # steps after which the LEARNED arms are measured as well
+EARLY, EARLY_CONTROLS = (2, 5, 10), (5,)  # steps after which trained arms are measured as well
 DETERMINISTIC = ("all_small", "all_large", "confidence", "oracle")  # one seed stands for all
 RESULT = Path(__file__).parents[1] / "results" / "nano_study.json"
 ROOT = Path("runs/nano_study")
@@ -70,24 +69,22 @@ def measure(ctx: Context, arm: str) -> None:
 
 
 def train_arms(ctx: Context) -> None:
-    """Every trained arm, LEARNED ones with copies `<arm>@<steps>` of what they were after a few steps."""
+    """Every trained arm, and as `<arm>@<steps>` what the same seed gives after fewer steps."""
     prompts = ctx.prompts("train")
     ref = reference(ctx, prompts)
     texts = {q.id: q.prompt for q, _ in prompts}
     judge, rubrics = load_judge(ctx.run), load_rubrics(ctx.run)
-    folder = ctx.run.path / ROUTERS
     for arm, kind in TRAINED.items():
-        if (folder / arm / DONE).is_file():
-            continue
         seed = ctx.config.run.seed
         reward = process_reward(kind, seed=seed, queries=texts, ref=ref, judge=judge, rubrics=rubrics, ctx=ctx)
-        for steps in EARLY if arm in LEARNED else ():
-            early = folder / f"{arm}{AFTER}{steps}"
-            if not early.is_dir():
-                train_arm(ctx, arm, dataclasses.replace(ctx.config.router, steps=steps), reward, ref)
-                shutil.copytree(folder / arm, early)
-        train_arm(ctx, arm, ctx.config.router, reward, ref)
-        (folder / arm / DONE).touch()
+        for name, steps in (*early(arm), (arm, ctx.config.router.steps)):
+            if not (ctx.run.path / ROUTERS / name / "history.json").is_file():
+                train_arm(ctx, name, dataclasses.replace(ctx.config.router, steps=steps), reward, ref)
+
+
+def early(arm: str) -> list[tuple[str, int]]:
+    """(name, steps) of the measurements of `arm` before its training has ended."""
+    return [(f"{arm}{AFTER}{n}", n) for n in (EARLY if arm in LEARNED else EARLY_CONTROLS)]
 
 
 def other_order(ctx: Context, overrides: list[str]) -> None:
@@ -124,8 +121,7 @@ def run_seed(seed: int, overrides: list[str]) -> None:
         train_arms(ctx)
     other_order(ctx, overrides)
     with run:
-        early = [f"{arm}{AFTER}{steps}" for arm in LEARNED for steps in EARLY]
-        arms = [*TRAINED, *early, ORDER, "random"]
+        arms = [*TRAINED, *(name for arm in TRAINED for name, _ in early(arm)), ORDER, "random"]
         for arm in arms if seed else [*DETERMINISTIC, *arms]:
             measure(ctx, arm)
 
@@ -147,7 +143,7 @@ def collate(resamples: int) -> None:
         "versions": facts,
         "judge": histories,
     }
-    references = ["outcome_only", "roro", *(f"outcome_only{AFTER}{steps}" for steps in EARLY)]
+    references = ["outcome_only", "roro", *(name for name, _ in early("outcome_only"))]
     write_json(RESULT, build_study(points, meta=meta, references=references, resamples=resamples))
     console.print(f"wrote {RESULT}")
 

@@ -78,6 +78,21 @@ def nano_curve(study: Mapping[str, Any]) -> str:
     return "\n".join([_row(heads), _row(["--:"] * len(heads)), *(_row(r) for r in rows)])
 
 
+def nano_early(study: Mapping[str, Any]) -> str:
+    """All trained arms, controls among them, at the last step count at which more than two were measured early."""
+    measured = [name.partition(AFTER) for name in study["arms"] if AFTER in name]
+    steps = max(n for _, _, n in measured if sum(m == n for _, _, m in measured) > 2)
+    reference = f"outcome_only{AFTER}{steps}"
+    rows = []
+    for arm in sorted((a for a, _, n in measured if n == steps), key=lambda a: (a != "roro", a != "outcome_only")):
+        name = f"{arm}{AFTER}{steps}"
+        area = _cell(study["arms"][name]["area"], "ratio", f"arms.{name}.area")
+        d = study["differences"][reference].get(name, {}).get("area")
+        rows.append([_name(arm), area, _cell(d, "ratio", f"differences.{reference}.{name}", signed=True) if d else "–"])
+    heads = [f"after {steps} steps", "Area ↑", "area − outcome-only"]
+    return "\n".join([_row(heads), _row(["---", "--:", "--:"]), *(_row(r) for r in rows)])
+
+
 def nano_pair(figures: Mapping[str, Any]) -> str:
     """The nano pair against its required shape, and the small model's error by kind of step."""
     kinds = figures["step_errors"]["small"]
@@ -109,6 +124,7 @@ def hf_step_loop(result: Mapping[str, Any]) -> str:
 TABLES: dict[str, Table] = {
     "nano_study": Table("nano_study.json", nano_study),
     "nano_curve": Table("nano_study.json", nano_curve),
+    "nano_early": Table("nano_study.json", nano_early),
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "hf_step_loop": Table("hf_step_loop.json", hf_step_loop),

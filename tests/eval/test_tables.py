@@ -111,4 +111,10 @@ def test_the_curve_table_pairs_each_arm_with_the_other_after_as_many_steps(repo,
     rows = [[c.strip() for c in r.split("|")[1:-1]] for r in text.splitlines() if r.startswith("|")]
     assert rows[2] == ["2", "64", "0.500 [0.490, 0.510]", "0.600 [0.590, 0.610]", "+0.100 [+0.090, +0.110]"]
     assert rows[3][:2] == ["20", "640"] and len(rows) == 4
+    changed["arms"]["shuffled@2"] = {"area": {"mean": 0.4, "lo": 0.3, "hi": 0.5}}
+    changed["differences"]["outcome_only@2"]["shuffled@2"] = {"area": {"mean": -0.1, "lo": -0.2, "hi": 0.0}}
+    write_json(repo / "bench/results/nano_study.json", changed)
+    early = fill("<!-- table:nano_early -->\n<!-- /table -->\n", repo / "bench/results").splitlines()
+    assert [r.split("|")[1].strip() for r in early[3:6]] == ["**RoRo**", "outcome-only GRPO", "shuffled Judge scores"]
+    assert early[5].endswith("| 0.400 [0.300, 0.500] | −0.100 [−0.200, +0.000] |")
     assert "steps" not in fill("<!-- table:nano_study -->\n<!-- /table -->\n", repo / "bench/results")
