@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from roro_fast.ops import native
 from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.triton_impl import register_triton
 
 
 class AddedNorm(NamedTuple):
@@ -148,3 +149,6 @@ for _op, _reference, _cpu in (
 ):
     register(Implementation(_op, "reference", _reference))
     native.register_cpu(_op, _cpu, torch.float32, torch.bfloat16)
+register_triton("norm_rope_store", "norm_rope_store", "norm_rope_store")
+register_triton("add_rms_norm", "norm_rope_store", "add_rms_norm", AddedNorm)
+register_triton("silu_mul", "norm_rope_store", "silu_mul")

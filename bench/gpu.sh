@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# One visit to a machine with a GPU: build, T3 tests on cuda, benches, sanitizer, profile; a short table last.
+#   bench/gpu.sh            results under ${OUT:-build/gpu}, under 10 minutes, no network
+#   bench/gpu.sh --dry      without a GPU: every stage that can run, with small caps' work
+# Each stage has its own cap in seconds and its own log; a stage that needs a failed one is skipped.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+dry=; [ "${1:-}" = --dry ] && dry=1
+out=${OUT:-build/gpu}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+declare -A state
+
+stage() { # name cap needs command...
+    local name=$1 cap=$2 needs=$3 begin=$SECONDS
+    shift 3
+    for need in $needs; do
+        if [ "${state[$need]:-}" != ok ]; then
+            state[$name]="skipped ($need: ${state[$need]:-not run})"
+            echo "== $name: ${state[$name]}"
+            return
+        fi
+    done
+    echo "== $name (at most $cap s)"
+    timeout --kill-after=5 "$cap" "$@" >"$out/$name.log" 2>&1
+    local rc=$?
+    case $rc in
+        0) state[$name]=ok ;;
+        124 | 137) state[$name]="cut at $cap s" ;;
+        *) state[$name]="failed ($rc)" ;;
+    esac
+    echo "   ${state[$name]}, $((SECONDS - begin)) s: $(tail -n 1 "$out/$name.log" | cut -c1-150)"
+}
+
+environment() {
+    nvidia-smi 2>/dev/null || echo "no nvidia-smi"
+    nvcc --version 2>/dev/null | tail -n 2
+    git log -1 --oneline 2>/dev/null
+    "$python" - <<'PY'
+import os, torch
+print("python", os.sys.version.split()[0], "torch", torch.__version__)
+try:
+    import triton
+    print("triton", triton.__version__)
+except ImportError as e:
+    print("no triton:", e)
+print("cuda", torch.cuda.is_available() and torch.cuda.get_device_name(0))
+PY
+}
+export -f environment
+export python
+
+if [ -z "$dry" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "gpu.sh: no CUDA device; bench/gpu.sh --dry runs what needs none" >&2
+    exit 2
+fi
+# Timeouts of single tests allow for Triton's first compilation of each configuration.
+pytest=("$python" -m pytest -q -p no:cacheprovider --timeout 120 --maxfail 25)
+"$python" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && pytest+=(-n 8)
+
+stage environment 30 "" bash -c environment
+stage build 100 "" "$python" -m roro_fast.ops.build_cuda
+if [ -n "$dry" ]; then
+    stage tests_triton 280 "" "${pytest[@]}" tests/kernels -k "bad_input or epsilon or bf16"
+    stage benches 280 "" "$python" -m bench.ops.gpu --dry --out "$out/ops.json"
+else
+    stage tests_cuda 90 build "${pytest[@]}" tests/cuda
+    stage tests_triton 150 environment "${pytest[@]}" tests/kernels --ignore tests/kernels/test_aot.py
+    stage benches 200 environment "$python" -m bench.ops.gpu --budget 180 --out "$out/ops.json"
+fi
+if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
+    for tool in memcheck racecheck; do
+        stage "sanitizer_$tool" 35 build compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+            "$python" -m pytest -q -p no:cacheprovider tests/cuda -k "same_actions or no_worse" --maxfail 3
+    done
+else
+    state[sanitizer]="skipped (no compute-sanitizer)"
+fi
+if command -v ncu >/dev/null && [ -z "$dry" ]; then
+    stage ncu 60 benches ncu --clock-control none --nvtx --nvtx-include "triton/" --launch-count 12 \
+        --section SpeedOfLight --csv --page details "$python" -m bench.ops.gpu --op router_score --budget 20
+else
+    state[ncu]="skipped (no ncu)"
+fi
+
+{
+    echo "{"
+    for name in "${!state[@]}"; do echo " \"$name\": \"${state[$name]}\","; done | sort
+    echo " \"seconds\": $SECONDS"
+    echo "}"
+} >"$out/stages.json"
+echo "== ${SECONDS} s"
+"$python" - "$out" <<'PY'
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[1])
+for name, said in json.loads((out / "stages.json").read_text()).items():
+    print(f"{name:20} {said}")
+if (out / "ops.json").is_file():
+    from bench.ops.gpu_harness import table
+    print(table(json.loads((out / "ops.json").read_text())["cases"]))
+PY
+for name in environment build tests_cuda tests_triton benches; do
+    case ${state[$name]:-ok} in ok) ;; *) exit 1 ;; esac
+done
