@@ -72,7 +72,7 @@ fi
 if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
     for tool in memcheck racecheck; do
         stage "sanitizer_$tool" 35 build compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-            "$python" -m pytest -q -p no:cacheprovider tests/cuda -k "same_actions or no_worse" --maxfail 3
+            "$python" -m pytest -q -p no:cacheprovider tests/cuda -k "device and (every_size or every_bit)" --maxfail 3
     done
 else
     state[sanitizer]="skipped (no compute-sanitizer)"

@@ -19,6 +19,7 @@ from roro_fast.errors import ConfigError
 from roro_fast.kernels import checks
 from roro_fast.kernels.aot_spec import AotSpec
 from roro_fast.kernels.counters import counters
+from roro_fast.kernels.tuning import tuned
 
 _PROGRAMS = 256  # shares are cut until there are about so many; fixed, so that results do not depend on the GPU
 _MAX_SPLITS = 16
@@ -212,6 +213,11 @@ def tiles(
     return Tiles(block_m, block_q, block_d, block_kv, count, splits, 8 if heavy else 4, 2)
 
 
+def variants(t: Tiles) -> list[Tiles]:
+    """The default and what RORO_TUNE=1 may take instead: narrower key blocks, kept further ahead."""
+    return [t] if t.block_kv <= 16 else [t, t._replace(block_kv=t.block_kv // 2, stages=3)]
+
+
 _prefixes = WeakTensorKeyDictionary()
 
 
@@ -283,20 +289,30 @@ def paged_attention(
     scale = math.log2(math.e) / math.sqrt(dim)
     pool = (pages, page_size, *k_pages.stride(), *v_pages.stride())
     if shared is not None:
-        prefix_attention_kernel[shared.tiles, kv_heads, shared.splits](
-            q, k_pages, v_pages, page_table, cu_seqlens, members, offsets, lengths, member_cu, group_cu,
-            partial, partial_lse, n_tokens, len(members), len(lengths), width, scale, *pool,
-            HEADS=heads, RATIO=ratio, D=dim, FIRST=own.splits, STEPS=len(members).bit_length() + 1,
-            BLOCK_M=shared.block_m, BLOCK_Q=shared.block_q, BLOCK_D=shared.block_d, BLOCK_KV=shared.block_kv,
-            num_warps=shared.warps, num_stages=shared.stages,
+
+        def launch_prefix(t: Tiles) -> None:
+            prefix_attention_kernel[t.tiles, kv_heads, t.splits](
+                q, k_pages, v_pages, page_table, cu_seqlens, members, offsets, lengths, member_cu, group_cu,
+                partial, partial_lse, n_tokens, len(members), len(lengths), width, scale, *pool,
+                HEADS=heads, RATIO=ratio, D=dim, FIRST=own.splits, STEPS=len(members).bit_length() + 1,
+                BLOCK_M=t.block_m, BLOCK_Q=t.block_q, BLOCK_D=t.block_d, BLOCK_KV=t.block_kv,
+                num_warps=t.warps, num_stages=t.stages,
+            )  # fmt: skip
+
+        shape = (shared.block_m, shared.splits, dim, heads, kv_heads, page_size, q.dtype)
+        launch_prefix(tuned("paged_attention.prefix", shape, variants(shared), launch_prefix, device))
+
+    def launch(t: Tiles) -> None:
+        paged_attention_kernel[t.tiles, kv_heads, t.splits](
+            q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, group_of, lengths, out, partial, partial_lse,
+            counters(t.tiles * kv_heads, device), n_tokens, n, width, scale, *pool,
+            HEADS=heads, RATIO=ratio, D=dim, SPLITS=t.splits, SHARES=shares,
+            BLOCK_M=t.block_m, BLOCK_Q=t.block_q, BLOCK_D=t.block_d, BLOCK_KV=t.block_kv,
+            num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
-    paged_attention_kernel[own.tiles, kv_heads, own.splits](
-        q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, group_of, lengths, out, partial, partial_lse,
-        counters(own.tiles * kv_heads, device), n_tokens, n, width, scale, *pool,
-        HEADS=heads, RATIO=ratio, D=dim, SPLITS=own.splits, SHARES=shares,
-        BLOCK_M=own.block_m, BLOCK_Q=own.block_q, BLOCK_D=own.block_d, BLOCK_KV=own.block_kv,
-        num_warps=own.warps, num_stages=own.stages,
-    )  # fmt: skip
+
+    shape = (own.block_m, own.splits, shares, dim, heads, kv_heads, page_size, q.dtype)
+    launch(tuned("paged_attention", shape, variants(own), launch, device))
     return out
 
 
@@ -326,16 +342,18 @@ def _aot(dtype: str, dim: int, ratio: int, decode: bool, prefix: bool) -> list[A
     else:
         main_meta |= {"group_of": None, "lengths": None}
         del main_args["lengths"]
-    blocks = {"BLOCK_M": t.block_m, "BLOCK_Q": t.block_q, "BLOCK_D": t.block_d, "BLOCK_KV": t.block_kv}
-    own = " prefix" * prefix
-    specs = [AotSpec(name + own, paged_attention_kernel, main_args, main_meta | blocks, t.warps, t.stages, matrix=True)]
+    choices = [(name + " prefix" * prefix, paged_attention_kernel, main_args, main_meta, t)]
     if prefix:
-        t = tiles(tokens, 2, tokens / 2, 8, ratio, dim, 4096, dtype == "fp32")
-        blocks = {"BLOCK_M": t.block_m, "BLOCK_Q": t.block_q, "BLOCK_D": t.block_d, "BLOCK_KV": t.block_kv}
         lists = dict.fromkeys(("members", "offsets", "member_cu", "group_cu"), "*i64:16")
         args = common | lists | {"n_members": "i32", "n_groups": "i32"}
-        meta |= blocks | {"FIRST": 2, "STEPS": 6}
-        specs.append(AotSpec(name, prefix_attention_kernel, args, meta, t.warps, t.stages, matrix=True))
+        group = tiles(tokens, 2, tokens / 2, 8, ratio, dim, 4096, dtype == "fp32")
+        choices.append((name, prefix_attention_kernel, args, meta | {"FIRST": 2, "STEPS": 6}, group))
+    specs = []
+    for title, kernel, args, fixed, t in choices:
+        for v in variants(t) if dim == 128 else [t]:
+            blocks = {"BLOCK_M": v.block_m, "BLOCK_Q": v.block_q, "BLOCK_D": v.block_d, "BLOCK_KV": v.block_kv}
+            full = f"{title} keys={v.block_kv}"
+            specs.append(AotSpec(full, kernel, args, fixed | blocks, v.warps, v.stages, matrix=True))
     return specs
 
 

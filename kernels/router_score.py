@@ -18,6 +18,7 @@ from roro_fast.errors import ConfigError
 from roro_fast.kernels import checks
 from roro_fast.kernels.aot_spec import AotSpec
 from roro_fast.kernels.counters import counters
+from roro_fast.kernels.tuning import tuned
 
 MAX_ACTIONS = 32
 MAX_SIGNALS = 64
@@ -185,6 +186,15 @@ def plan(n: int, h: int, d: int, dtype: torch.dtype) -> Plan:
     )
 
 
+def plans(n: int, h: int, d: int, dtype: torch.dtype) -> list[Plan]:
+    """The default and what RORO_TUNE=1 may take instead: fewer splits, deeper tiles."""
+    p = plan(n, h, d, dtype)
+    out = [p, p._replace(block_h=2 * p.block_h, stages=2)]
+    if p.splits > 1:
+        out.append(p._replace(splits=p.splits // 2))
+    return out
+
+
 _packs = WeakTensorKeyDictionary()
 
 
@@ -249,30 +259,34 @@ def router_score(
     if n == 0:
         return action, logprob, entropy, probs, logits
     packed = pack(weights, h, weights.w1.dtype if weights.w1.dtype == hidden.dtype else f32)
-    p = plan(n, h, d, packed.w.dtype)
-    blocks, block_k = triton.cdiv(n, p.block_n), max(16, triton.next_power_of_2(k))
-    keys = blocks * p.tiles
-    parts = keys * p.splits if p.splits > 1 else 0
-    router_score_kernel[blocks, p.tiles, p.splits](
-        hidden, rows, signals, packed.w, packed.w_signals, packed.b1, packed.w2, packed.b2, uniforms, bias,
-        action, logprob, entropy, probs, logits,
-        torch.empty(parts, p.block_n, p.block_d, device=device), torch.empty(parts, p.block_n, device=device),
-        torch.empty(keys if p.tiles > 1 else 0, p.block_n, block_k, device=device),
-        counters(keys + blocks, device),
-        n, len(hidden), h, n_signals, d, hidden.stride(0), temperature, eps,
-        K=k, BLOCK_K=block_k, BLOCK_S=max(16, triton.next_power_of_2(n_signals)) if n_signals else 0,
-        BLOCK_N=p.block_n, BLOCK_D=p.block_d, BLOCK_H=p.block_h, TILES=p.tiles, SPLITS=p.splits,
-        num_warps=p.warps, num_stages=p.stages,
-    )  # fmt: skip
+    block_k = max(16, triton.next_power_of_2(k))
+
+    def launch(p: Plan) -> None:
+        blocks = triton.cdiv(n, p.block_n)
+        keys = blocks * p.tiles
+        parts = keys * p.splits if p.splits > 1 else 0
+        router_score_kernel[blocks, p.tiles, p.splits](
+            hidden, rows, signals, packed.w, packed.w_signals, packed.b1, packed.w2, packed.b2, uniforms, bias,
+            action, logprob, entropy, probs, logits,
+            torch.empty(parts, p.block_n, p.block_d, device=device), torch.empty(parts, p.block_n, device=device),
+            torch.empty(keys if p.tiles > 1 else 0, p.block_n, block_k, device=device),
+            counters(keys + blocks, device),
+            n, len(hidden), h, n_signals, d, hidden.stride(0), temperature, eps,
+            K=k, BLOCK_K=block_k, BLOCK_S=max(16, triton.next_power_of_2(n_signals)) if n_signals else 0,
+            BLOCK_N=p.block_n, BLOCK_D=p.block_d, BLOCK_H=p.block_h, TILES=p.tiles, SPLITS=p.splits,
+            num_warps=p.warps, num_stages=p.stages,
+        )  # fmt: skip
+
+    shape = (triton.next_power_of_2(n), h, d, packed.w.dtype)
+    launch(tuned("router_score", shape, plans(n, h, d, packed.w.dtype), launch, device))
     return action, logprob, entropy, probs, logits
 
 
-def _aot(dtype: str, n: int, h: int, d: int, k: int = 2) -> AotSpec:
-    p = plan(n, h, d, torch.float32 if dtype == "fp32" else torch.bfloat16)
+def _aot(dtype: str, n: int, h: int, d: int, p: Plan) -> AotSpec:
     floats = ("w_signals", "b1", "w2", "b2", "uniforms", "bias", "logprob", "entropy", "probs", "logits")
     work = ("signals", "partial", "partial_squares", "partial_logits")
     return AotSpec(
-        f"{dtype} N={n} H={h} D={d}",
+        f"{dtype} N={n} H={h} D={d} tile={p.block_n}x{p.block_d}x{p.block_h} splits={p.splits}",
         router_score_kernel,
         {"hidden": f"*{dtype}:16", "w": f"*{dtype}:16", "rows": "*i64:16", "action": "*i64:16", "arrived": "*i32:16"}
         | dict.fromkeys((*floats, *work), "*fp32:16")
@@ -285,7 +299,7 @@ def _aot(dtype: str, n: int, h: int, d: int, k: int = 2) -> AotSpec:
             "hidden_stride": "i32:16",
         }
         | {"temperature": "fp32", "eps": "fp32"},
-        {"K": k, "BLOCK_K": 16, "BLOCK_S": 16, "BLOCK_N": p.block_n, "BLOCK_D": p.block_d, "BLOCK_H": p.block_h}
+        {"K": 2, "BLOCK_K": 16, "BLOCK_S": 16, "BLOCK_N": p.block_n, "BLOCK_D": p.block_d, "BLOCK_H": p.block_h}
         | {"TILES": p.tiles, "SPLITS": p.splits},
         p.warps,
         p.stages,
@@ -294,7 +308,8 @@ def _aot(dtype: str, n: int, h: int, d: int, k: int = 2) -> AotSpec:
 
 
 AOT = [
-    _aot(dtype, n, h, d)
-    for dtype in ("bf16", "fp32")
-    for n, h, d in ((16, 576, 64), (64, 4096, 256), (256, 4096, 256), (4096, 4096, 256))
+    _aot(name, n, h, d, p)
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    for n, h, d in ((16, 576, 64), (64, 4096, 256), (4096, 4096, 256))
+    for p in plans(n, h, d, dtype)
 ]

@@ -15,8 +15,9 @@ from roro_fast.errors import ConfigError
 from roro_fast.kernels import checks
 from roro_fast.kernels.aot_spec import AotSpec
 from roro_fast.kernels.counters import counters
+from roro_fast.kernels.tuning import tuned
 
-CHUNK = 4096
+CHUNKS = (4096, 8192, 2048)  # ids per program; the first unless RORO_TUNE=1
 
 
 @triton.jit
@@ -230,29 +231,37 @@ def sample_step(
     token = torch.empty(n, dtype=torch.int64, device=device)
     logprob, entropy, max_prob = torch.empty(3, n, dtype=f32, device=device)
     finite = torch.empty(n, dtype=torch.bool, device=device)
-    if n:
-        chunk = min(CHUNK, max(16, triton.next_power_of_2(v)))
+    if n == 0:
+        return token, logprob, entropy, max_prob, finite
+
+    def launch(widest: int) -> None:
+        chunk = min(widest, max(16, triton.next_power_of_2(v)))
         chunks = triton.cdiv(v, chunk)
         maxima, sums, weighted, hot_sums = torch.empty(4, n, chunks, dtype=f32, device=device)
         sample_step_kernel[n, chunks](
             logits, uniforms, temperature, top_k, top_p, token, logprob, entropy, max_prob, finite,
             maxima, sums, weighted, hot_sums, torch.empty(n, chunks, dtype=torch.int32, device=device),
             counters(n, device), v, logits.stride(0),
-            CHUNK=chunk, BLOCK_C=triton.next_power_of_2(chunks), num_warps=4,
+            CHUNK=chunk, BLOCK_C=triton.next_power_of_2(chunks), num_warps=max(4, chunk // 1024),
         )  # fmt: skip
+
+    shape = (triton.next_power_of_2(n), v, logits.dtype, top_k is not None or top_p is not None)
+    launch(tuned("sample_step", shape, CHUNKS, launch, device))
     return token, logprob, entropy, max_prob, finite
 
 
-def _aot(dtype: str, v: int, truncate: bool) -> AotSpec:
+def _aot(dtype: str, v: int, truncate: bool, chunk: int) -> AotSpec:
     floats = ("uniforms", "temperature", "logprob", "entropy", "max_prob", "maxima", "sums", "weighted", "hot_sums")
     args = {"logits": f"*{dtype}:16", **dict.fromkeys(floats, "*fp32:16"), "token": "*i64:16", "finite": "*i1:16"}
     args |= {"best": "*i32:16", "arrived": "*i32:16", "v": "i32:16", "row_stride": "i32:16"}
-    meta: dict[str, int | None] = {"CHUNK": CHUNK, "BLOCK_C": triton.next_power_of_2(triton.cdiv(v, CHUNK))}
+    meta: dict[str, int | None] = {"CHUNK": chunk, "BLOCK_C": triton.next_power_of_2(triton.cdiv(v, chunk))}
     if truncate:
         args |= {"top_k": "*i64:16", "top_p": "*fp32:16"}
     else:
         meta |= {"top_k": None, "top_p": None}
-    return AotSpec(f"{dtype} V={v}{' top-k/p' if truncate else ''}", sample_step_kernel, args, meta)
+    name = f"{dtype} V={v} chunk={chunk}{' top-k/p' if truncate else ''}"
+    return AotSpec(name, sample_step_kernel, args, meta, max(4, chunk // 1024))
 
 
-AOT = [_aot(dtype, v, cut) for dtype in ("bf16", "fp32") for v in (49152, 262144) for cut in (False, True)]
+AOT = [_aot("bf16", 152064, cut, chunk) for chunk in CHUNKS for cut in (False, True)]
+AOT += [_aot("fp32", 262144, True, CHUNKS[0])]

@@ -75,7 +75,8 @@ def router_score(device: torch.device, small: bool) -> Iterator[GpuCase]:
 
 
 def sample_step(device: torch.device, small: bool) -> Iterator[GpuCase]:
-    sizes = [(2, 100, "plain")] if small else [(64, 49152, "plain"), (64, 152064, "greedy"), (64, 152064, "plain"),  (64, 152064, "both")]  # fmt: skip
+    large = [(64, 49152, "plain"), (64, 152064, "greedy"), (64, 152064, "plain"), (64, 152064, "both")]
+    sizes = [(2, 100, "plain")] if small else large
     for n, v, mode in sizes:
         c = sample_cases.make(n, v, mode, BF16)
         yield build(
