@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 
 .PHONY: demo test lint bench aot
 .DELETE_ON_ERROR:
@@ -10,10 +11,10 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## the whole loop on this machine, ending in a report
 	$(BIN)/roro quickstart
 
-test: $(READY)  ## all tests
+test: $(DEV)  ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -24,18 +25,28 @@ bench: $(READY)  ## every benchmark in bench/ops and bench/e2e
 		[ -e "$$f" ] || continue; found=1; echo "== $$f"; $(BIN)/python -m "$$(echo $${f%.py} | tr / .)"; done; \
 	[ -n "$$found" ] || echo "bench: no bench_*.py in bench/ops or bench/e2e"
 
-aot: $(READY)  ## GPU kernels, Triton and CUDA, compiled without a GPU; spills and misfits are errors
+aot: $(DEV)  ## GPU kernels, Triton and CUDA, compiled without a GPU; spills and misfits are errors
 	$(BIN)/python -m bench.aot
 
 # The extensions are built against the torch that runs them, not against a second one in a build environment.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 
-$(READY): pyproject.toml setup.py constraints-cpu.txt $(wildcard csrc/*.cpp csrc/*.h csrc/host/* csrc/cpu/*)
+SOURCES := pyproject.toml setup.py constraints-cpu.txt $(wildcard csrc/*.cpp csrc/*.h csrc/host/* csrc/cpu/*)
+
+define set-up  # extras to install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "roro_fast needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@echo 'setting up $(VENV): a few minutes, most of it torch'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints-cpu.txt torch setuptools pybind11 wheel
-	$(PIP) -c constraints-cpu.txt --no-build-isolation -e '.[dev]'
+	$(PIP) -c constraints-cpu.txt --no-build-isolation -e '.$(1)'
 	@$(BIN)/python -c 'from roro_fast.engine.pages import HAVE_NATIVE as n; print("host structures:", "native" if n else "Python (no C++ compiler at install)")'
 	@$(BIN)/python -c 'from roro_fast.ops import native as n; print("CPU kernels:", "native, " + n.isa() if n.available() else n.why_not())'
+endef
+
+$(READY): $(SOURCES)
+	$(call set-up)
 	@touch $@
+
+$(DEV): $(SOURCES)
+	$(call set-up,[dev])
+	@touch $(READY) $@
