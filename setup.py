@@ -100,7 +100,8 @@ def kernel_extension():
         py_limited_api=True,
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
         extra_compile_args=[
-            *("-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"),
+            *("-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"),
+            *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the last: gcc 12's own AVX-512 headers
             *(f"-isystem{path}" for path in include_paths()),
             *openmp,
         ],

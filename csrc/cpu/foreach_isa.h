@@ -1,6 +1,10 @@
 // Compiles the file RORO_KERNEL once per vector instruction set, each in a namespace of its own. No include guard.
 // The target pragmas replace -march, so that one binary runs everywhere. Standard headers must come before.
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #define RORO_WIDTH 4
 namespace roro::cpu::scalar {
 #include "cpu/vec.h"

@@ -130,8 +130,9 @@ RORO_INLINE float copy_half(const T* from, std::int64_t real, std::int64_t depth
     s1 += y * y;
   }
   for (; k < real; k += W) {
-    const vf x = load_some(from + k, real - k);
-    store_some(to + k, x, real - k < W ? real - k : W);
+    const std::int64_t n = real - k < W ? real - k : W;
+    const vf x = load_some(from + k, n);
+    store_some(to + k, x, n);
     s0 += x * x;
   }
   for (k = real; k < depth; ++k) to[k] = bf16{0};

@@ -25,7 +25,41 @@ RORO_INLINE vf load(const bf16* p) {
   return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
-// The first n < W elements, the rest `fill`.
+RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+RORO_INLINE void store(bf16* p, vf v) {
+  const vu bits = (vu)v;
+  const vu even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vu nan = (bits >> 16) | 0x40;
+  const vh h = __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
+  __builtin_memcpy(p, &h, sizeof h);
+}
+
+#if RORO_WIDTH == 16
+
+RORO_INLINE unsigned lanes(std::int64_t n) { return (1u << n) - 1; }
+
+// The first n <= W elements, the rest `fill`.
+RORO_INLINE vf load_some(const float* p, std::int64_t n, float fill = 0.0f) {
+  return (vf)_mm512_mask_loadu_ps((__m512)splat(fill), lanes(n), p);
+}
+
+RORO_INLINE vf load_some(const bf16* p, std::int64_t n, float fill = 0.0f) {
+  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(n), p)), 16);
+  return (vf)_mm512_mask_mov_ps((__m512)splat(fill), lanes(n), (__m512)wide);
+}
+
+RORO_INLINE void store_some(float* p, vf v, std::int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), (__m512)v); }
+
+RORO_INLINE void store_some(bf16* p, vf v, std::int64_t n) {
+  bf16 part[W];
+  store(part, v);
+  _mm256_mask_storeu_epi16(p, lanes(n), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part)));
+}
+
+#else
+
+// The first n <= W elements, the rest `fill`.
 RORO_INLINE vf load_some(const float* p, std::int64_t n, float fill = 0.0f) {
   float part[W];
   for (int i = 0; i < W; ++i) part[i] = fill;
@@ -39,22 +73,14 @@ RORO_INLINE vf load_some(const bf16* p, std::int64_t n, float fill = 0.0f) {
   return load(part);
 }
 
-RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
-
-RORO_INLINE void store(bf16* p, vf v) {
-  const vu bits = (vu)v;
-  const vu even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const vu nan = (bits >> 16) | 0x40;
-  const vh h = __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
-  __builtin_memcpy(p, &h, sizeof h);
-}
-
 template <typename T>
 RORO_INLINE void store_some(T* p, vf v, std::int64_t n) {
   T part[W];
   store(part, v);
   for (int i = 0; i < n; ++i) p[i] = part[i];
 }
+
+#endif
 
 RORO_INLINE vf maximum(vf a, vf b) { return a > b ? a : b; }
 

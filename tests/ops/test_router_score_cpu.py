@@ -38,8 +38,9 @@ def test_all_arguments(isa: str, temperature: float, bias: bool, gather: bool) -
 
 
 @pytest.mark.parametrize("mixed", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
-def test_hidden_and_weights_may_differ_in_type(isa: str, mixed: tuple[torch.dtype, torch.dtype]) -> None:
-    c = cases.make(100, 3, 20, 2, 30, torch.bfloat16)
+@pytest.mark.parametrize("width", [100, 20, 61])
+def test_hidden_and_weights_may_differ_in_type(isa: str, width: int, mixed: tuple[torch.dtype, torch.dtype]) -> None:
+    c = cases.make(width, 3, 20, 2, 30, torch.bfloat16)
     c = c._replace(hidden=c.hidden.to(mixed[0]), weights=RouterWeights(*(w.to(mixed[1]) for w in c.weights)))
     cases.check(c, router_score(*c, impl="cpu"), torch.bfloat16)
 
