@@ -63,14 +63,15 @@ class Call {
   }
 
   /// Like `check`, and contiguous.
-  void check_dense(const char* name, const Tensor& t, ScalarType type, std::initializer_list<std::int64_t> sizes) const {
+  void check_dense(const char* name, const Tensor& t, ScalarType type,
+                   std::initializer_list<std::int64_t> sizes) const {
     check(name, t, type, sizes);
     RORO_CHECK(t.is_contiguous(), name, ": not contiguous; call .contiguous()");
   }
 
   Tensor empty(const Sizes& sizes, ScalarType type, std::int64_t row_stride = 0) const {
     Sizes strides(sizes.size(), 1);
-    for (int i = int(sizes.size()) - 2; i >= 0; --i) strides[i] = strides[i + 1] * std::max<std::int64_t>(sizes[i + 1], 1);
+    for (int i = int(sizes.size()) - 2; i >= 0; --i) strides[i] = strides[i + 1] * (sizes[i + 1] ? sizes[i + 1] : 1);
     if (row_stride) strides[0] = row_stride;
     AtenTensorHandle handle;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -325,7 +326,8 @@ RoroKvPool pool_of(const char* name, const Tensor& t) {
 void kv_copy(const Tensor& source, const Tensor& target, const Tensor& spans) {
   const Call call("kv_handoff.copy", source);
   const std::int64_t dims = source.dim();
-  RORO_CHECK(dims >= 4 && dims <= 4 + RORO_KV_INNER, "source: ", dims, " dimensions; a pool has 4 to ", 4 + RORO_KV_INNER);
+  RORO_CHECK(dims >= 4 && dims <= 4 + RORO_KV_INNER, "source: ", dims, " dimensions; a pool has 4 to ",
+             4 + RORO_KV_INNER);
   bool fits = target.dim() == dims;
   for (std::int64_t d = 1; fits && d < dims; ++d) fits = d == dims - 3 || source.size(d) == target.size(d);
   RORO_CHECK(fits, "target: shape ", shape_of(target), " does not fit source ", shape_of(source));
@@ -358,7 +360,8 @@ void kv_copy_pages(const Tensor& pool, const Tensor& source, const Tensor& targe
   }
   call.check_dense("source", source, ScalarType::Long, {-1});
   call.check_dense("target", target, ScalarType::Long, {source.size(0)});
-  RORO_CHECK(pool.size(0) < kSlots && size < kSlots, "pool: ", pool.size(0), " pages of ", size, " elements are too many");
+  RORO_CHECK(pool.size(0) < kSlots && size < kSlots, "pool: ", pool.size(0), " pages of ", size,
+             " elements are too many");
   if (!source.numel() || !pool.numel()) return;
   RoroKvCopy a{};
   a.source.data = pool.data_ptr();

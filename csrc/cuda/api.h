@@ -76,8 +76,8 @@ struct RoroKvPool {
   int64_t pages, page_size, page_stride, token_stride, head_stride, inner_stride[RORO_KV_INNER];
 };
 
-// Span i: tokens[i] (null: 1) tokens from source_slot[i * slot_stride] to target_slot[i * slot_stride], where slot = page
-// * page_size + offset. Spans outside a pool are skipped. Slots of a pool, and vectors of a span, are below 2^31.
+// Span i: tokens[i] (null: 1) tokens from source_slot[i * slot_stride] to target_slot[i * slot_stride], where
+// slot = page * page_size + offset. Spans outside a pool are skipped. A pool has fewer than 2^31 slots.
 struct RoroKvCopy {
   RoroKvPool source, target;
   const int64_t *source_slot, *target_slot, *tokens;

@@ -35,8 +35,8 @@ __device__ __forceinline__ void stage_wide(const RoroJudgeScore& a, W* labels, i
 
 /// dot[k] += hidden row . label k over this lane's share of `count` inputs from `first`.
 template <class T, class W, int LABELS, bool WIDE>
-__device__ __forceinline__ void add_products(const RoroJudgeScore& a, const T* row, const W* labels, int first, int count,
-                                             float (&dot)[LABELS]) {
+__device__ __forceinline__ void add_products(const RoroJudgeScore& a, const T* row, const W* labels, int first,
+                                             int count, float (&dot)[LABELS]) {
   constexpr int V = 16 / sizeof(T), VW = 16 / sizeof(W) < V ? 16 / sizeof(W) : V, kStep = 32 * V;
   constexpr int kAhead = LABELS <= 8 ? 4 : 1;  // loads in flight before the first is used
   const int end = row ? a.H - first : 0;
@@ -65,8 +65,8 @@ __device__ __forceinline__ void add_products(const RoroJudgeScore& a, const T* r
 
 // LABELS >= K. `count`, a multiple of 8, inputs at a time; all of H at once when it fits.
 template <class T, class W, int LABELS, bool WIDE>
-__global__ void __launch_bounds__(kThreads, LABELS <= 8 ? 2 : 1) judge_verdicts_kernel(const RoroJudgeScore a, const int count,
-                                                                                       const bool wide_labels) {
+__global__ void __launch_bounds__(kThreads, LABELS <= 8 ? 2 : 1)
+    judge_verdicts_kernel(const RoroJudgeScore a, const int count, const bool wide_labels) {
   RORO_DYNAMIC_SHARED(memory);
   W* labels = reinterpret_cast<W*>(memory);
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -112,7 +112,9 @@ __global__ void __launch_bounds__(kThreads, LABELS <= 8 ? 2 : 1) judge_verdicts_
   }
 }
 
-__device__ __forceinline__ int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+__device__ __forceinline__ int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : x > high ? high : x;
+}
 
 /// Sum over the block of one number per thread, in a fixed order; the same in every thread.
 __device__ __forceinline__ float block_sum(float x) {

@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(kThreads, 3) kv_copy_kernel(const From* __rest
                                                              const Plan plan) {
   const int64_t i = blockIdx.x * plan.slot_stride;
   const int64_t first = plan.source_slot[i], to = plan.target_slot[i], tokens = plan.tokens ? plan.tokens[i] : 1;
-  if (tokens <= 0 || first < 0 || to < 0 || first > plan.source.slots - tokens || to > plan.target.slots - tokens) return;
+  if (tokens <= 0 || first < 0 || to < 0) return;
+  if (first > plan.source.slots - tokens || to > plan.target.slots - tokens) return;
   uint32_t inner = blockIdx.y;
 #pragma unroll
   for (int d = RORO_KV_INNER - 1; d >= 0; --d) {

@@ -5,7 +5,7 @@
 // column group i adds the pieces in order and applies the second layer to its 16 units; the last of those decides.
 // No float atomics: every sum has one order, which depends on neither N nor the order in which blocks finish.
 // Nobody waits for anybody, so it does not matter how many blocks the device holds at once.
-#include "cuda/device.cuh"
+#include "cuda/router_score.cuh"
 
 namespace roro {
 namespace {
@@ -15,7 +15,6 @@ constexpr int kUnits = 16;    // hidden units (rows of w1) per block
 constexpr int kInputs = 512;  // inputs (columns of w1) per block
 constexpr int kPieces = 8;    // warps, each with its share of the inputs
 constexpr int kPitch = 20;    // floats between rows of a partial product in shared memory
-constexpr int kActions = RORO_ROUTER_MAX_ACTIONS;
 
 struct Shared {
   float* partial;  // [kPieces][rows][kPitch]
@@ -38,12 +37,6 @@ size_t shared_bytes(int rows, int S, int K) {
 }
 
 int blocks_of(int n, int size) { return n > size ? (n + size - 1) / size : 1; }
-
-template <class T>
-__device__ __forceinline__ const T* row_of(const RoroRouterScore& a, int64_t n) {
-  const int64_t r = a.rows ? a.rows[n] : n;
-  return r >= 0 && r < a.T ? static_cast<const T*>(a.hidden) + r * a.hidden_stride : nullptr;
-}
 
 /// x[k .. k + N) in loads of at most GRAIN elements; from `end` on, whatever else lies before `end`. Unconditional: a
 /// predicated load would hold up the next one.
@@ -73,50 +66,6 @@ __device__ __forceinline__ void stage_tail(const RoroRouterScore& a, const Share
     }
     s.signal[i] = x;
   }
-}
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
-
-// From one row's sums over hidden units to everything router_score returns. One thread.
-template <class W>
-__device__ __forceinline__ void decide(const RoroRouterScore& a, int64_t n, const float (&sum)[kActions]) {
-  float logit[kActions], x[kActions], top = -INFINITY, mass = 0.0f;
-  const float u = a.uniforms[n];
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {  // all loads before the first store
-    if (k >= a.K) break;
-    logit[k] = sum[k] + to_float(static_cast<const W*>(a.b2)[k]);
-    if (a.bias) logit[k] += a.bias[n * a.K + k];
-    x[k] = a.temperature > 0.0f ? logit[k] / a.temperature : logit[k];
-    top = fmaxf(top, x[k]);
-  }
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {
-    if (k >= a.K) break;
-    a.logits[n * a.K + k] = logit[k];
-    mass += expf(x[k] - top);
-  }
-  const float log_mass = logf(mass);
-  float below = 0.0f, entropy = 0.0f, best = 0.0f, taken = 0.0f;
-  int passed = 0, greedy = 0;
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {
-    if (k >= a.K) break;
-    const float logp = x[k] - top - log_mass, p = expf(logp);
-    a.probs[n * a.K + k] = p;
-    entropy -= p > 0.0f ? p * logp : p;  // 0 log 0 = 0; NaN stays
-    below += p;
-    passed += below <= u;
-    if (p > best) best = p, greedy = k;
-  }
-  const int action = a.temperature > 0.0f ? min(passed, a.K - 1) : greedy;
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {
-    if (k == action) taken = x[k] - top - log_mass;
-  }
-  a.action[n] = action;
-  a.logprob[n] = taken;
-  a.entropy[n] = entropy;
 }
 
 // Adds the warps' partial products of ROWS rows in order and puts them where the finishing block looks.
@@ -209,7 +158,9 @@ struct Share {
     for (int b = 0; b < COUNT; ++b) {
       norm[b] = load_near<V, GRAIN>(g, input + 4 * V * b, a.H);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) w[b][j] = load_near<V, GRAIN>(w1 + min(unit + 8 * j, a.D - 1) * stride, input + 4 * V * b, a.H);
+      for (int j = 0; j < 2; ++j) {
+        w[b][j] = load_near<V, GRAIN>(w1 + min(unit + 8 * j, a.D - 1) * stride, input + 4 * V * b, a.H);
+      }
     }
   }
 
@@ -246,7 +197,8 @@ struct Piece {
     share.load(a, unit, input, grain);
   }
 
-  __device__ __forceinline__ void multiply(float (&sum)[2][4], const Vec<T, 8>& low, const Vec<T, 8>& high, int b) const {
+  __device__ __forceinline__ void multiply(float (&sum)[2][4], const Vec<T, 8>& low, const Vec<T, 8>& high,
+                                           int b) const {
     const uint32_t *x = reinterpret_cast<const uint32_t*>(&low), *y = reinterpret_cast<const uint32_t*>(&high);
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
@@ -261,7 +213,7 @@ struct Piece {
   }
 };
 
-// float32 weights: each factor is split into two TF32 numbers, whose products keep 21 bits. 16-bit hidden needs no split.
+// float32 weights: each factor is split into two TF32 numbers, whose products keep 21 bits. 16-bit hidden is TF32.
 template <class T>
 struct Piece<T, float> {
   static constexpr int kWide = 16 / sizeof(T), kRows = sizeof(T) == 4 ? 32 : 64, kBlocks = 16 / kWide;
@@ -382,87 +334,6 @@ __global__ void __launch_bounds__(kThreads, 1) router_score_kernel(const RoroRou
   finish<W>(a, s);
 }
 
-// Large N, first kernel: x = [rms_norm(hidden) * norm, signals] in the weights' dtype. One warp per row.
-template <class T, class W, bool WIDE>
-__global__ void __launch_bounds__(kThreads) router_inputs_kernel(const RoroRouterScore a) {
-  constexpr int V = 16 / (sizeof(T) > sizeof(W) ? sizeof(T) : sizeof(W));
-  const int lane = threadIdx.x % 32;
-  const int64_t n = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (n >= a.N) return;
-  const T* row = a.H ? row_of<T>(a, n) : nullptr;
-  const int end = row ? a.H : 0;
-  W* x = static_cast<W*>(a.x) + n * a.x_stride;
-  float squares = row || !a.H ? 0.0f : NAN;
-#pragma unroll 4
-  for (int k = lane * V; k < end; k += 32 * V) {
-    const Vec<T, V> h = load<V, WIDE>(row, k, end);
-#pragma unroll
-    for (int i = 0; i < V; ++i) squares += to_float(h.v[i]) * to_float(h.v[i]);
-  }
-  const float scale = rsqrtf(warp_sum(squares) / a.H + a.eps);
-#pragma unroll 4
-  for (int k = lane * V; k < a.H; k += 32 * V) {
-    const Vec<T, V> h = load<V, WIDE>(row, k, end);
-    const Vec<W, V> g = load<V, false>(static_cast<const W*>(a.norm), k, a.H);
-    Vec<W, V> out;
-#pragma unroll
-    for (int i = 0; i < V; ++i) out.v[i] = from_float<W>(to_float(h.v[i]) * scale * to_float(g.v[i]));
-    if (WIDE) {
-      *reinterpret_cast<Vec<W, V>*>(x + k) = out;
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) {
-        if (k + i < a.H) x[k + i] = out.v[i];
-      }
-    }
-  }
-  for (int i = lane; i < a.S; i += 32) x[a.H + i] = from_float<W>(a.signals[n * a.S + i]);
-}
-
-// Large N, after the product: bias, SiLU, second layer, decision. One warp per row.
-template <class W, bool WIDE>
-__global__ void __launch_bounds__(kThreads) router_epilogue_kernel(const RoroRouterScore a) {
-  constexpr int V = 16 / sizeof(W);
-  const int lane = threadIdx.x % 32;
-  const int64_t n = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (n >= a.N) return;
-  const W* z = static_cast<const W*>(a.z) + n * a.D;
-  float sum[kActions];
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) sum[k] = 0.0f;
-  for (int d = lane * V; d < a.D; d += 32 * V) {
-    const Vec<W, V> y = load<V, WIDE>(z, d, a.D), b = load<V, WIDE>(static_cast<const W*>(a.b1), d, a.D);
-    float unit[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) unit[i] = silu(to_float(y.v[i]) + to_float(b.v[i]));
-#pragma unroll
-    for (int k = 0; k < kActions; ++k) {
-      if (k < a.K) {
-        const Vec<W, V> w2 = load<V, WIDE>(static_cast<const W*>(a.w2) + int64_t(k) * a.D, d, a.D);
-#pragma unroll
-        for (int i = 0; i < V; ++i) sum[k] += unit[i] * to_float(w2.v[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < kActions; ++k) {
-    if (k < a.K) sum[k] = warp_sum(sum[k]);
-  }
-  if (lane) return;
-  decide<W>(a, n, sum);
-}
-
-/// Elements, at most 16 bytes of them, that every row of this width is a whole, aligned number of.
-template <class T>
-int grain_of(const void* p, int64_t stride, int width) {
-  int grain = 16 / sizeof(T);
-  while (reinterpret_cast<uintptr_t>(p) % (grain * sizeof(T)) || stride % grain || width % grain) grain /= 2;
-  return grain;
-}
-
-template <class T>
-bool wide(const void* p, int64_t stride, int width) { return grain_of<T>(p, stride, width) == 16 / sizeof(T); }
-
 template <class T, class W>
 int launch_small(RoroRouterScore a, void* stream) {
   // Reads are unconditional: of hidden states that do not exist something else is read, and not used.
@@ -479,22 +350,6 @@ int launch_small(RoroRouterScore a, void* stream) {
   return wide<T>(a.hidden, a.hidden_stride, a.H) ? run(std::true_type()) : run(std::false_type());
 }
 
-template <class T, class W>
-int launch_inputs(const RoroRouterScore& a, void* stream) {
-  const dim3 grid(unsigned((a.N + kThreads / 32 - 1) / (kThreads / 32)));
-  if (wide<T>(a.hidden, a.hidden_stride, a.H) && wide<W>(a.x, a.x_stride, a.H))
-    return launch(router_inputs_kernel<T, W, true>, grid, kThreads, 0, stream, a);
-  return launch(router_inputs_kernel<T, W, false>, grid, kThreads, 0, stream, a);
-}
-
-template <class W>
-int launch_epilogue(const RoroRouterScore& a, void* stream) {
-  const dim3 grid(unsigned((a.N + kThreads / 32 - 1) / (kThreads / 32)));
-  if (wide<W>(a.z, a.D, a.D) && aligned16(a.b1) && aligned16(a.w2))
-    return launch(router_epilogue_kernel<W, true>, grid, kThreads, 0, stream, a);
-  return launch(router_epilogue_kernel<W, false>, grid, kThreads, 0, stream, a);
-}
-
 }  // namespace
 }  // namespace roro
 
@@ -509,26 +364,8 @@ int64_t roro_router_score_workspace(int64_t N, int H, int D, int K) {
 
 int64_t roro_router_score_tickets(int D) { return blocks_of(D, kUnits) + 1; }
 
-int roro_router_score(const RoroRouterScore* a, void* stream) {
-  if (a->weight_dtype == RORO_F16) return launch_small<f16, f16>(*a, stream);
-  if (a->weight_dtype == RORO_BF16) return launch_small<bf16, bf16>(*a, stream);
-  if (a->hidden_dtype == RORO_F16) return launch_small<f16, float>(*a, stream);
-  if (a->hidden_dtype == RORO_BF16) return launch_small<bf16, float>(*a, stream);
-  return launch_small<float, float>(*a, stream);
-}
-
-int roro_router_inputs(const RoroRouterScore* a, void* stream) {
-  if (a->weight_dtype == RORO_F16) return launch_inputs<f16, f16>(*a, stream);
-  if (a->weight_dtype == RORO_BF16) return launch_inputs<bf16, bf16>(*a, stream);
-  if (a->hidden_dtype == RORO_F16) return launch_inputs<f16, float>(*a, stream);
-  if (a->hidden_dtype == RORO_BF16) return launch_inputs<bf16, float>(*a, stream);
-  return launch_inputs<float, float>(*a, stream);
-}
-
-int roro_router_epilogue(const RoroRouterScore* a, void* stream) {
-  if (a->weight_dtype == RORO_F16) return launch_epilogue<f16>(*a, stream);
-  if (a->weight_dtype == RORO_BF16) return launch_epilogue<bf16>(*a, stream);
-  return launch_epilogue<float>(*a, stream);
+int roro_router_score(const RoroRouterScore* args, void* stream) {
+  return by_dtypes(*args, [&](auto t, auto w) { return launch_small<decltype(t), decltype(w)>(*args, stream); });
 }
 
 }

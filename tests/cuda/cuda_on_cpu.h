@@ -232,10 +232,10 @@ inline void run_block(size_t shared_bytes, std::mt19937& random) {
   at_barrier = 0;
   for (auto& w : warps) w.arrived = 0, w.generation = 0;
   for (unsigned i = 0; i < threads; ++i) order[i] = int(i), start(fibers[i], i);
-  if (seed == 1) {
-    for (unsigned w = 0; w < threads; w += 32) std::reverse(order.begin() + w, order.begin() + std::min(w + 32, threads));
-  } else if (seed > 1) {
-    for (unsigned w = 0; w < threads; w += 32) std::shuffle(order.begin() + w, order.begin() + std::min(w + 32, threads), random);
+  for (unsigned w = 0; seed && w < threads; w += 32) {
+    const auto first = order.begin() + w, last = order.begin() + std::min(w + 32, threads);
+    if (seed == 1) std::reverse(first, last);
+    else std::shuffle(first, last, random);
   }
   ready.assign(order.begin(), order.end());
   if (seed == 0) std::reverse(ready.begin(), ready.end());
@@ -243,22 +243,29 @@ inline void run_block(size_t shared_bytes, std::mt19937& random) {
   while (!ready.empty() && !failed) {
     current = unsigned(ready.back());
     ready.pop_back();
-    thread_idx = dim3(current % block_dim.x, current / block_dim.x % block_dim.y, current / (block_dim.x * block_dim.y));
+    const unsigned row = current / block_dim.x;
+    thread_idx = dim3(current % block_dim.x, row % block_dim.y, row / block_dim.y);
     emu_switch(&scheduler, fibers[current].stack_pointer);
   }
   if (failed) return;
   unsigned done = 0, block = 0, warp = 0;
-  for (auto& f : fibers) done += f.state == State::done, block += f.state == State::at_block, warp += f.state == State::at_warp;
+  for (const auto& f : fibers) {
+    done += f.state == State::done;
+    block += f.state == State::at_block;
+    warp += f.state == State::at_warp;
+  }
   if (done == threads) return;
   char text[160];
-  std::snprintf(text, sizeof text, "barrier divergence: %u threads left, %u wait in __syncthreads, %u in a warp collective (block %u,%u)",
+  std::snprintf(text, sizeof text,
+                "barrier divergence: %u threads left, %u wait in __syncthreads, %u in a warp collective (block %u,%u)",
                 done, block, warp, block_idx.x, block_idx.y);
   message = text;
   failed = true;
 }
 
 inline int launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
-  if (block.x * block.y * block.z > 1024 || shared_bytes > 227 * 1024 || !grid.x || !grid.y || grid.y > 65535 || grid.z > 65535) {
+  const bool grid_fits = grid.x && grid.y && grid.z && grid.y <= 65535 && grid.z <= 65535;
+  if (!grid_fits || block.x * block.y * block.z > 1024 || shared_bytes > 227 * 1024) {
     message = "invalid configuration argument";
     return cudaErrorEmulated;
   }
@@ -344,8 +351,14 @@ inline void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&
 
 inline void __syncthreads() { emu::wait_block(); }
 inline void __syncwarp(unsigned = 0xffffffffu) { emu::wait_warp(emu::Kind::syncwarp); }
-template <class T> T __shfl_xor_sync(unsigned mask, T v, int lanes) { return emu::shuffle(mask, v, (emu::current % 32) ^ unsigned(lanes)); }
-template <class T> T __shfl_sync(unsigned mask, T v, int lane) { return emu::shuffle(mask, v, unsigned(lane) % 32); }
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int lanes) {
+  return emu::shuffle(mask, v, (emu::current % 32) ^ unsigned(lanes));
+}
+template <class T>
+T __shfl_sync(unsigned mask, T v, int lane) {
+  return emu::shuffle(mask, v, unsigned(lane) % 32);
+}
 inline unsigned atomicInc(unsigned* p, unsigned last) {
   const unsigned old = *p;
   *p = old >= last ? 0 : old + 1;
@@ -354,6 +367,8 @@ inline unsigned atomicInc(unsigned* p, unsigned last) {
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus*) { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorEmulated ? emu::message.c_str() : e ? "invalid argument" : "no error"; }
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaErrorEmulated ? emu::message.c_str() : e ? "invalid argument" : "no error";
+}
 
 extern "C" inline __attribute__((used, visibility("default"))) void emu_set_order(unsigned order) { emu::seed = order; }

@@ -34,7 +34,9 @@ __attribute__((visibility("default"))) void roro_set_order(unsigned order) {
 const char* roro_cuda_error(int code) { FORWARD(roro_cuda_error, code); }
 int roro_stream_capturing(void* stream, int* out) { FORWARD(roro_stream_capturing, stream, out); }
 int roro_stream_synchronize(void* stream) { FORWARD(roro_stream_synchronize, stream); }
-int64_t roro_router_score_workspace(int64_t N, int H, int D, int K) { FORWARD(roro_router_score_workspace, N, H, D, K); }
+int64_t roro_router_score_workspace(int64_t N, int H, int D, int K) {
+  FORWARD(roro_router_score_workspace, N, H, D, K);
+}
 int64_t roro_router_score_tickets(int D) { FORWARD(roro_router_score_tickets, D); }
 int roro_router_score(const RoroRouterScore* a, void* s) { FORWARD(roro_router_score, a, s); }
 int roro_router_inputs(const RoroRouterScore* a, void* s) { FORWARD(roro_router_inputs, a, s); }

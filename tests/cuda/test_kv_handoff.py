@@ -157,7 +157,7 @@ FAULTS = {
     "another page size": ("(slot - p * page.divisor)", "(slot - p * (page.divisor - 1))"),
     "one vector in four lost": ("base += kInFlight * step", "base += (kInFlight + 1) * step"),
     "one head for all": ("row - token * plan.heads.divisor,", "0,"),
-    "a wild span runs": ("first < 0 || to < 0 ||", "to < 0 ||"),
+    "a wild span runs": ("first < 0 || to < 0)", "to < 0)"),
 }
 
 

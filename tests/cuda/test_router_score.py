@@ -247,7 +247,7 @@ def test_nothing_is_read_beyond_the_inputs(n: int, dtype: torch.dtype, emulated:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("input + 4 * V * b, a.H);\n      }", "input + 4 * V * b, a.H + 8);\n      }"),
+        ("(row, input + 4 * V * b, a.H)", "(row, input + 4 * V * b, a.H + 8)"),
         ("(inside ? r[m][u] : 0)", "r[m][u]"),
     ],
 )
@@ -270,7 +270,7 @@ for n in (9, 70, 300):
 
 
 def test_outputs_stay_in_bounds(emulated: None, tmp_path: Path) -> None:
-    fault = ("router_score.cu", "a.action[n] = action;", "a.action[n + 1] = action;")
+    fault = ("router_score.cuh", "a.action[n] = action;", "a.action[n + 1] = action;")
     healthy, faulty = emulator.kernels(flags=emulator.ASAN), emulator.plant(tmp_path, *fault, emulator.ASAN)
     good, bad, report = emulator.sanitized_exits(SANITIZED, healthy, faulty)
     assert good == 0 and bad != 0 and "AddressSanitizer: heap-buffer-overflow" in report
