@@ -200,8 +200,10 @@ def tiles(
     tokens: int, segments: int, per_segment: float, kv_heads: int, ratio: int, dim: int, context: int, wide: bool
 ) -> Tiles:
     """Tiles for `tokens` queries in `segments`; `context` bounds their keys; `wide`: 4-byte elements."""
-    block_m = max((32 if wide else 64) if per_segment * ratio >= 32 else 16, triton.next_power_of_2(ratio))
-    block_q, block_d = block_m // ratio, max(16, triton.next_power_of_2(dim))
+    block_d = max(16, triton.next_power_of_2(dim))
+    most = (16 if block_d >= 128 else 32) if wide else 64  # tf32x3 holds q twice in registers
+    block_m = max(most if per_segment * ratio >= 32 else 16, triton.next_power_of_2(ratio))
+    block_q = block_m // ratio
     block_kv = 16 if wide and block_d >= 128 else 32 if wide or block_d > 128 else 64
     if block_m == 16 and block_d == 128:
         block_kv = min(block_kv, 32)

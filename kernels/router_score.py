@@ -189,7 +189,9 @@ def plan(n: int, h: int, d: int, dtype: torch.dtype) -> Plan:
 def plans(n: int, h: int, d: int, dtype: torch.dtype) -> list[Plan]:
     """The default and what RORO_TUNE=1 may take instead: fewer splits, deeper tiles."""
     p = plan(n, h, d, dtype)
-    out = [p, p._replace(block_h=2 * p.block_h, stages=2)]
+    out = [p]
+    if dtype != torch.float32:
+        out.append(p._replace(block_h=2 * p.block_h, stages=2))
     if p.splits > 1:
         out.append(p._replace(splits=p.splits // 2))
     return out
