@@ -60,7 +60,7 @@ pytest=("$python" -m pytest -q -p no:cacheprovider --timeout 120 --maxfail 25)
 "$python" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && pytest+=(-n 8)
 
 stage environment 30 "" bash -c environment
-stage build 100 "" "$python" -m roro_fast.ops.build_cuda
+stage build 100 "" "$python" -m roro_fast.ops.build_cuda ${dry:+"$out/_cuda.so"}
 if [ -n "$dry" ]; then
     stage tests_triton 280 "" "${pytest[@]}" tests/kernels -k "bad_input or epsilon or bf16"
     stage benches 280 "" "$python" -m bench.ops.gpu --dry --out "$out/ops.json"
