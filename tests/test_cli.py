@@ -29,7 +29,9 @@ def invoke(*args):
 
 
 def spawn(*args):
-    code = "from roro_fast.cli import app; app(prog_name='roro')"
+    # A suite started in the background hands its children an ignored SIGINT.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from roro_fast.cli import app; app(prog_name='roro')"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *(str(a) for a in args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)

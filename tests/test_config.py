@@ -23,7 +23,7 @@ def test_default_preset_is_nano_and_extends_reaches_the_child():
     assert load_config().run.name == "nano"
     study = load_config("nano_study")
     assert study.models == load_config("nano").models
-    assert study.router.steps > load_config("nano").router.steps
+    assert study.task.n_test > load_config("nano").task.n_test
 
 
 def test_overrides_apply_in_order_and_are_typed():

@@ -39,7 +39,9 @@ def roro(*args):
 
 
 def spawn(*args):
-    code = "from roro_fast.cli import app; app(prog_name='roro')"
+    # A suite started in the background hands its children an ignored SIGINT.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from roro_fast.cli import app; app(prog_name='roro')"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env

@@ -29,7 +29,7 @@ from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
 from roro_fast.ops.kv_handoff import plan
-from roro_fast.ops.paged_attention import make_groups, paged_attention
+from roro_fast.ops.paged_attention import make_groups, paged_attention, wants_groups
 from roro_fast.ops.sample_step import sample_step
 
 DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
@@ -256,7 +256,8 @@ class StepEngine:
         table = torch.from_numpy(kv.table[m, rows, :width]).to(device)
         kv_lens = torch.from_numpy(context).to(device)
         cu = torch.from_numpy(batch.cu_seqlens).to(device)
-        groups = make_groups(table, kv_lens, cu, kv.pages[m][:, 0, 0])
+        wanted = wants_groups(device, model.dtype)
+        groups = make_groups(table, kv_lens, cu, kv.pages[m][:, 0, 0]) if wanted else None
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             kv.store(m, layer, write, k, v)
