@@ -92,6 +92,10 @@ def ops(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
 
     for module in pkgutil.iter_modules(roro_fast.ops.__path__):
         importlib.import_module(f"roro_fast.ops.{module.name}")
+    try:
+        registry.check_order(os.environ.get("RORO_IMPL", ""))
+    except ConfigError as e:
+        yield Finding("ops", "RORO_IMPL", "fault", str(e))
     for op in registry.ops():
         asked = registry.requested(op)
         chosen = False

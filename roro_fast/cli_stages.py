@@ -105,14 +105,19 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
             raise ConfigError(f"--redo: {name!r} is not a stage; choose one of {', '.join(NAMES)}")
     c = run.config
     console.print(f"{c.task.name} with {' and '.join(c.models.paths)} in {run.path}", highlight=False, soft_wrap=True)
+    wanted = [s for s in STAGES[: NAMES.index(last) + 1] if s.wanted(run.config)]
+    again = min((NAMES.index(n) for n in redo), default=len(NAMES))
+    if run.config.run.threads:
+        torch.set_num_threads(run.config.run.threads)
+    bench = Workbench(run.config)
+    for stage in wanted:  # what will be refused is refused before anything of the run is written or replaced
+        if NAMES.index(stage.name) >= again or run.done(stage.name, stage.sections) is None:
+            _ = bench.task, bench.pool
+            break
     with run:
         if redo:
-            _forget_from(run, min(NAMES.index(n) for n in redo))
-        if run.config.run.threads:
-            torch.set_num_threads(run.config.run.threads)
-        bench = Workbench(run.config)
+            _forget_from(run, again)
         summaries: dict[str, dict[str, Any]] = {}
-        wanted = [s for s in STAGES[: NAMES.index(last) + 1] if s.wanted(run.config)]
         begun = time.perf_counter()
         for number, stage in enumerate(wanted, 1):
             mark = run.done(stage.name, stage.sections)

@@ -181,6 +181,10 @@ def test_changed_settings_are_refused_and_redo_obeys(pair, tmp_path):
     assert invoke("rollout", *args).exit_code == 0
     result = invoke("rollout", *args, "engine.max_steps=2")
     assert result.exit_code == 2 and "engine.max_steps" in result.stderr and "--redo collect" in result.stderr
+    result = invoke("rollout", "--run", str(tmp_path / "tiny"))
+    assert result.exit_code == 0, f"a refused command replaced the run's config: {result.stderr}"
+    missing = invoke("rollout", *args, "run.name=none", "models.paths=[/no/such, /no/other]")
+    assert missing.exit_code == 2 and not (tmp_path / "none").exists()
     result = invoke("rollout", *args, "engine.max_steps=2", "--redo", "collect")
     assert result.exit_code == 0, result.stderr
     assert len(trajectories(tmp_path / "tiny")) == 2

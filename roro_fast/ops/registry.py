@@ -1,8 +1,8 @@
 """Which implementation serves an op: frozen records, an `(ok, reason)` check each, and no silent fallback.
 
 `auto` (the default) takes the usable implementation of highest priority. A name given as `impl=` or in the environment
-variable `RORO_IMPL` ("reference" for every op, or "sample_step=reference,router_score=cpu") is an order: if it cannot
-serve the call, that is an error.
+variable `RORO_IMPL` ("reference" for every op that has one, or "sample_step=reference,router_score=cpu") is an order:
+if it cannot serve the call, that is an error, and so is a name that nothing has.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,11 +43,21 @@ class Implementation:
 
 
 _TABLE: dict[str, dict[str, Implementation]] = {}
+_MODULES = (
+    "judge_score",
+    "kv_handoff",
+    "kv_plan",
+    "norm_rope_store",
+    "paged_attention",
+    "router_score",
+    "sample_step",
+)  # each registers its ops when it is imported
 
 
 def register(impl: Implementation) -> None:
     _TABLE.setdefault(impl.op, {})[impl.name] = impl
     _select.cache_clear()
+    check_order.cache_clear()
 
 
 def ops() -> list[str]:
@@ -59,14 +70,36 @@ def implementations(op: str) -> list[Implementation]:
 
 
 def requested(op: str, value: str | None = None) -> str | None:
-    """What RORO_IMPL (or `value`) asks for `op`; None means auto."""
+    """What RORO_IMPL (or `value`) asks for `op`; None means auto. A bare name asks it of the ops that have it."""
     for item in filter(None, (os.environ.get("RORO_IMPL", "") if value is None else value).split(",")):
         name, _, impl = item.partition("=")
-        if not impl:
-            return None if name == "auto" else name
-        if name == op:
+        if not impl and name in _TABLE[op]:
+            return name
+        if impl and name == op:
             return None if impl == "auto" else impl
     return None
+
+
+@lru_cache(maxsize=16)
+def check_order(order: str) -> None:
+    """Raise ConfigError if a value of RORO_IMPL names an op or an implementation that does not exist."""
+    for module in (
+        "judge_score",
+        "kv_handoff",
+        "kv_plan",
+        "norm_rope_store",
+        "paged_attention",
+        "router_score",
+        "sample_step",
+    ):
+        import_module(f"roro_fast.ops.{module}")
+    known = {name for table in _TABLE.values() for name in table}
+    for item in filter(None, order.split(",")):
+        name, _, impl = item.partition("=")
+        if impl and name not in _TABLE:
+            raise ConfigError(f"RORO_IMPL: there is no op {name!r}; choose one of {', '.join(ops())}")
+        if not impl and name not in known | {"auto"}:
+            raise ConfigError(f"RORO_IMPL: nothing is called {name!r}; choose one of auto, {', '.join(sorted(known))}")
 
 
 def select(
@@ -88,6 +121,7 @@ def _select(
             return False, "it has no gradients; call it under torch.no_grad(), or let auto choose"
         return i.usable(device, dtype)
 
+    check_order(order)
     wanted = impl or requested(op, order)
     if wanted is None:
         return next(i for i in implementations(op) if device.type in i.auto_on and check(i)[0]).fn

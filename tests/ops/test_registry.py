@@ -17,7 +17,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _op(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RORO_IMPL", raising=False)
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+    registry.check_order("")  # imports all ops: what registers must not land in the copy only
+    monkeypatch.setattr(registry, "_TABLE", {op: dict(table) for op, table in registry._TABLE.items()})
     register(Implementation("probe", "reference", lambda: "reference", differentiable=True))
     register(Implementation("probe", "fast", lambda: "fast", lambda d, t: (t == torch.float32, "only fp32"), 10))
     register(Implementation("probe", "gpu", lambda: "gpu", lambda d, t: (d.type == "cuda", "needs a GPU"), 20))
@@ -71,6 +72,21 @@ def test_the_environment_orders(monkeypatch: pytest.MonkeyPatch, value: str, nam
 
 def test_an_impossible_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RORO_IMPL", "probe=gpu")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        served()
+
+
+@pytest.mark.parametrize("value", ["kv_handoff=reference", "refrence", "probe=reference,nosuch=cpu"])
+def test_an_order_for_what_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RORO_IMPL", value)
+    with pytest.raises(ConfigError, match="RORO_IMPL: (there is no op|nothing is called) .* choose one of"):
+        served()
+
+
+def test_a_bare_name_is_an_order_to_the_ops_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RORO_IMPL", "cuda")
+    assert served() == "fast", "no op in this test has a CUDA kernel"
+    monkeypatch.setenv("RORO_IMPL", "gpu")
     with pytest.raises(ConfigError, match="needs a GPU"):
         served()
 
