@@ -206,7 +206,7 @@ class CollectConfig:
 
 @dataclass
 class PairsConfig:
-    """Margins and weights of the lexicographic preference (method.md section 4).
+    """Margins and weights of the lexicographic preference (METHOD.md section 4).
 
     `cost_between_wrong` lets the cheaper of two wrong answers win; off, they differ by process quality alone.
     """
@@ -282,7 +282,7 @@ class RubricConfig:
 class RouterConfig:
     """The routing policy and its GRPO. R = 1[correct] - lambda_cost * cost share + beta * process score in [-1, 1].
 
-    `process_reward` selects the score or one of the controls of method.md section 7.
+    `process_reward` selects the score or one of the controls of METHOD.md section 7.
     """
 
     action_space: str = "next"

@@ -43,7 +43,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Cost:
-    """Three honest counts of one trajectory (method.md section 2).
+    """Three honest counts of one trajectory (METHOD.md section 2).
 
     generated_flops: 2N per token kept in the final answer (the papers' count).
     total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens

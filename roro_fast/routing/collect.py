@@ -1,4 +1,4 @@
-"""Trajectory collection: diverse really-routed answers per query (method.md section 3).
+"""Trajectory collection: diverse really-routed answers per query (METHOD.md section 3).
 
 Two waves. The first has the arms that need nothing; the second plans its escalations from the recorded small-model
 confidences of the all-small answer: around its sharpest drop (critical), away from it (anti-critical), or at random.

@@ -25,7 +25,7 @@ SIGNALS = (
 
 
 def signals(batch: BoundaryBatch) -> torch.Tensor:
-    """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (method.md section 2)."""
+    """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (METHOD.md section 2)."""
     zeros = torch.zeros(len(batch))
     columns = (
         batch.step_index / max(batch.step_cap, 1),

@@ -1,4 +1,4 @@
-"""Preference pairs between routed trajectories of one query: outcome, then cost, then process quality (method.md 4)."""
+"""Preference pairs between routed trajectories of one query: outcome, then cost, then process quality (METHOD.md 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process quality of a route, from what the small model's own confidence says about the query (method.md section 4).
+"""Process quality of a route, from what the small model's own confidence says about the query (METHOD.md section 4).
 
     quality = 0.4 * critical-step hit + 0.3 * (1 - switches / (n - 1)) + 0.3 * (1 - waste)
 

@@ -1,4 +1,4 @@
-"""Alternating optimisation of Rubricor and Judge (method.md section 5), resumable after every phase."""
+"""Alternating optimisation of Rubricor and Judge (METHOD.md section 5), resumable after every phase."""
 
 from __future__ import annotations
 

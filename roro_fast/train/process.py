@@ -1,4 +1,4 @@
-"""Process rewards of the router: the Judge's, and the controls of method.md section 7."""
+"""Process rewards of the router: the Judge's, and the controls of METHOD.md section 7."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ShuffledReward:
 
 
 class FormulaReward:
-    """Control: the process-quality formula of method.md section 4 without any language model, mapped to [-1, 1]."""
+    """Control: the process-quality formula of METHOD.md section 4 without any language model, mapped to [-1, 1]."""
 
     name = "formula"
 

@@ -1,4 +1,4 @@
-"""The router's reward and its group-normalised advantage (method.md section 6)."""
+"""The router's reward and its group-normalised advantage (METHOD.md section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Router training: GRPO over groups of really routed answers, clipped per routing decision (method.md section 6)."""
+"""Router training: GRPO over groups of really routed answers, clipped per routing decision (METHOD.md section 6)."""
 
 from __future__ import annotations
 

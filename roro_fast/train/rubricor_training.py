@@ -132,7 +132,7 @@ def rubric_rewards(judge: Judge, batch: Sequence[Sequence[Pair]], drafts: Sequen
     """Rewards [Q, G] float32 of the drafts for each query, given some of its pairs.
 
     A malformed draft gets -1. Any other gets the mean over the pairs of +1 where the Judge scores the chosen trajectory
-    above the rejected one under it, else -1 (with one pair: method.md section 5 to the letter). A positive mean makes a
+    above the rejected one under it, else -1 (with one pair: METHOD.md section 5 to the letter). A positive mean makes a
     draft correct; when the correct ones of a group average at least 5 criteria, the shortest of them gets 0.1 more.
     """
     inputs: list[JudgeInput] = []
