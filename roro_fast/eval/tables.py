@@ -17,13 +17,12 @@ from typing import Any
 from roro_fast.errors import DataError, RoroError
 from roro_fast.eval import catalogue
 from roro_fast.eval.bootstrap import Estimate
-from roro_fast.eval.catalogue import METRICS, write
+from roro_fast.eval.catalogue import AFTER, METRICS, write
 from roro_fast.eval.plain import from_plain
 from roro_fast.files import read_json, write_text
 
 _BLOCK = re.compile(r"(<!-- table:([\w.-]+) -->\n)(.*?)(<!-- /table -->)", re.S)
 _OPEN = re.compile(r"<!-- table:")
-AFTER = catalogue.AFTER
 STUDY_METRICS = ("area", "acc_at_60", "flops_at_98")
 KINDS = {"trained": 0, "baseline": 1, "oracle": 2, "control": 3}
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from roro_fast.errors import ConfigError, RoroError
-from roro_fast.ops.registry import Implementation, register
+from roro_fast.ops.registry import Implementation, one_of, register
 
 PRIORITY = 10
 
@@ -84,9 +84,8 @@ def usable(*dtypes: torch.dtype) -> Callable[[torch.device, torch.dtype], tuple[
     def check(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         if device.type != "cpu":
             return False, f"serves CPU tensors, not {device.type}"
-        if dtypes and dtype not in dtypes:
-            return False, f"{dtype} is not one of {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
-        return not _load(), _load()
+        ok, reason = one_of(dtype, dtypes)
+        return (not _load(), _load()) if ok else (ok, reason)
 
     return check
 

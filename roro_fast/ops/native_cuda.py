@@ -16,10 +16,9 @@ import torch
 
 from roro_fast.errors import ConfigError, RoroError
 from roro_fast.ops import build_cuda
-from roro_fast.ops.registry import Implementation, register
+from roro_fast.ops.registry import FLOATS, Implementation, one_of, register
 
 PRIORITY = 30
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DEBUG = os.environ.get("RORO_DEBUG", "") not in ("", "0")
 _namespace = "roro_cuda"
 
@@ -112,9 +111,8 @@ def usable_any(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
 
 def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """`usable_any` for float32, float16 and bfloat16."""
-    if dtype not in FLOATS:
-        return False, f"{dtype} is not one of float32, float16, bfloat16"
-    return usable_any(device, dtype)
+    ok, reason = one_of(dtype, FLOATS)
+    return usable_any(device, dtype) if ok else (ok, reason)
 
 
 def register_cuda(op_name: str, fn: Callable[..., Any], check: Any = usable, priority: int = PRIORITY) -> None:

@@ -21,6 +21,16 @@ from roro_fast.errors import ConfigError
 Usable = Callable[[torch.device, torch.dtype], tuple[bool, str]]
 
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def one_of(dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> tuple[bool, str]:
+    """The dtype half of a `usable` check; no `dtypes` means any."""
+    if not dtypes or dtype in dtypes:
+        return True, ""
+    return False, f"{dtype} is not one of {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
+
+
 def always(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     return True, ""
 

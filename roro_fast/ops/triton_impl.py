@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 
-from roro_fast.ops.registry import Implementation, register
+from roro_fast.ops.registry import FLOATS, Implementation, one_of, register
 
 PRIORITY = 20
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Where `usable_for_any` says so, for the dtypes that kernels compute in."""
-    if dtype not in _FLOATS:
-        return False, f"{dtype} is not one of float32, float16, bfloat16"
-    return usable_for_any(device, dtype)
+    ok, reason = one_of(dtype, FLOATS)
+    return usable_for_any(device, dtype) if ok else (ok, reason)
 
 
 def usable_for_any(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
