@@ -28,8 +28,9 @@ from roro_fast.engine.trajectory import Trajectory
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
-from roro_fast.ops.kv_handoff import plan
-from roro_fast.ops.paged_attention import make_groups, paged_attention, wants_groups
+from roro_fast.models.inference import PagedBatch, infer
+from roro_fast.ops.kv_handoff import CatchUpBatch, plan
+from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import sample_step
 
 DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
@@ -249,23 +250,8 @@ class StepEngine:
         if not len(rows):
             return False
         batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
-        device = model.device
-        write = torch.from_numpy(kv.rows_of(m, batch.slots)).to(device)
         context = start + count
-        width = kv.pages_for(int(context.max()))
-        table = torch.from_numpy(kv.table[m, rows, :width]).to(device)
-        kv_lens = torch.from_numpy(context).to(device)
-        cu = torch.from_numpy(batch.cu_seqlens).to(device)
-        wanted = wants_groups(device, model.dtype)
-        groups = make_groups(table, kv_lens, cu, kv.pages[m][:, 0, 0]) if wanted else None
-
-        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            kv.store(m, layer, write, k, v)
-            pages = kv.pages[m]
-            return paged_attention(q, pages[:, layer, 0], pages[:, layer, 1], table, kv_lens, cu, groups=groups)
-
-        ids, positions = (torch.from_numpy(a).to(device) for a in (batch.ids, batch.positions))
-        hidden = model(ids, positions, attend)
+        hidden = infer(model, self._paged(m, batch, kv.table[m, rows, : kv.pages_for(int(context.max()))], context))
         kv.kv_len[m, rows] = context
         slots.forward_tokens[m, rows] += count
         slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
@@ -273,11 +259,29 @@ class StepEngine:
             kv.publish_prefix(m, s, chain, slots.tokens[s])
 
         whole = context == slots.length[rows]
-        last = hidden[cu[1:][torch.from_numpy(whole).to(device)] - 1]
+        last = hidden[torch.from_numpy(batch.cu_seqlens[1:][whole] - 1).to(hidden.device)]
         rows = rows[whole]
         if len(rows):
             self._after_forward(m, rows, last, model.logits(last)[:, : self.vocab_size])
         return True
+
+    def _paged(self, m: int, batch: CatchUpBatch, table: np.ndarray, context: np.ndarray) -> PagedBatch:
+        """The batch of one forward of model m on its device; `table` and `context` are those of the batch's rows."""
+        shared = shared_prefixes(table, context - np.diff(batch.cu_seqlens), self.kv.page_size)
+
+        def put(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.models[m].device)
+
+        return PagedBatch(
+            ids=put(batch.ids),
+            positions=put(batch.positions),
+            slots=put(batch.slots),
+            pages=self.kv.pages[m],
+            page_table=put(table),
+            kv_lens=put(context),
+            cu_seqlens=put(batch.cu_seqlens),
+            prefix=None if shared is None else PrefixGroups(*map(put, shared)),
+        )
 
     def _scout_states(self, rows: np.ndarray, last: torch.Tensor) -> torch.Tensor:
         """[N, H0] float32: model 0's state at the boundary where the step in question begins.

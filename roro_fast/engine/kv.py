@@ -92,18 +92,6 @@ class KVCache:
         self.table[m, slot, n : n + len(pages)] = pages
         self.num_pages[m, slot] = n + len(pages)
 
-    def store(self, m: int, layer: int, at: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Write k, v [T, Hkv, D] of one layer; `at` [T] int64 is `rows_of` where the tokens go."""
-        rows = self.pages[m].view(-1, k.shape[1] * k.shape[2])
-        at = at + 2 * layer * self.page_size
-        rows.index_copy_(0, at, k.flatten(1))
-        rows.index_copy_(0, at + self.page_size, v.flatten(1))
-
-    def rows_of(self, m: int, slots: np.ndarray) -> np.ndarray:
-        """First-layer key rows, in units of Hkv * D elements, of token slots (page * page_size + offset); [T] int64."""
-        page, offset = np.divmod(slots, self.page_size)
-        return page * (2 * self.pages[m].shape[1] * self.page_size) + offset
-
     def alloc(self, m: int, n: int) -> list[int]:
         """n pages or []; evicts unused prefix-cache pages of any model first if that is what it takes."""
         pages = self.pool.alloc(m, n)

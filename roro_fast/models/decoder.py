@@ -1,7 +1,7 @@
 """One decoder for the Llama / Qwen2 / Qwen3 family, on a flat batch of tokens.
 
-The caller supplies attention: the engine passes a paged one, training a dense causal one. Rows of the flat batch are
-independent everywhere else, which is what lets decode and catch-up tokens ride in one forward.
+The caller supplies attention; training passes a dense causal one. Rows of the flat batch are independent everywhere
+else, which is what lets decode and catch-up tokens ride in one forward. `models.inference` is the engine's way through.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(c.hidden_size, 2 * c.intermediate_size, bias=c.mlp_bias)
         self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
+    @property
+    def qk_weights(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Weights [head_dim] of the norms of q and k, None where there are none."""
+        return (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else (None, None)
+
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
         c = self.c
         q, k, v = self.qkv(self.input_norm(x)).split(self.sizes, dim=-1)
@@ -87,6 +92,13 @@ class Decoder(nn.Module):
         self.sin: torch.Tensor
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Decoder:
+        tables = self.cos, self.sin
+        super()._apply(fn, recurse)
+        # Rotary tables stay in float32 when the weights are cast: the fused ops round once, at the end.
+        self.cos, self.sin = (t.to(self.cos.device) for t in tables)
+        return self
 
     @property
     def device(self) -> torch.device:

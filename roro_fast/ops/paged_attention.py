@@ -43,26 +43,35 @@ class PrefixGroups(NamedTuple):
     lengths: torch.Tensor
 
 
+def shared_prefixes(
+    page_table: np.ndarray, own: np.ndarray, page_size: int, min_tokens: int = 64
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What `find_prefix_groups` finds, in numpy, for a scheduler that has its tables there; None when it finds nothing.
+
+    own [N]: tokens of each sequence before its queries.
+    """
+    order = np.argsort(page_table[:, 0], kind="stable") if page_table.size else np.empty(0, np.int64)
+    begins = np.flatnonzero(np.diff(page_table[order, 0] if len(order) else order, prepend=-1))
+    if len(begins) == len(order):
+        return None
+    sizes = np.diff(begins, append=len(order))
+    same = page_table[order] == page_table[order[np.repeat(begins, sizes)]]
+    run = np.where(same.all(1), page_table.shape[1], same.argmin(1))
+    lengths = np.minimum.reduceat(np.minimum(run, own[order] // page_size), begins) * page_size
+    keep = (sizes > 1) & (lengths >= min_tokens)
+    if not keep.any():
+        return None
+    return order[np.repeat(keep, sizes)], np.concatenate(([0], sizes[keep].cumsum())), lengths[keep]
+
+
 def find_prefix_groups(
     page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, page_size: int, min_tokens: int = 64
 ) -> PrefixGroups:
     """Groups of sequences with the same first page, each with the longest run of whole pages that all members share
     before their queries; runs shorter than `min_tokens` are not worth a group. Reads the tables on the CPU."""
     table, own = page_table.cpu().numpy(), (kv_lens - cu_seqlens.diff()).cpu().numpy()
-    members: list[int] = []
-    sizes: list[int] = []
-    lengths: list[int] = []
-    order = np.argsort(table[:, 0], kind="stable") if table.size else np.empty(0, np.int64)
-    for rows in np.split(order, np.nonzero(np.diff(table[order, 0]))[0] + 1) if len(order) else []:
-        whole = int(own[rows].min()) // page_size
-        same = (table[rows, :whole] == table[rows[0], :whole]).all(0)
-        shared = (whole if same.all() else int(same.argmin())) * page_size
-        if len(rows) > 1 and shared >= min_tokens:
-            members += rows.tolist()
-            sizes.append(len(rows))
-            lengths.append(shared)
-    tensors = members, [0, *np.cumsum(sizes)], lengths
-    return PrefixGroups(*(torch.tensor(x, dtype=torch.int64, device=page_table.device) for x in tensors))
+    found = shared_prefixes(table, own, page_size, min_tokens) or (np.empty(0, int), np.zeros(1, int), np.empty(0, int))
+    return PrefixGroups(*(torch.from_numpy(x).to(page_table.device) for x in found))
 
 
 def paged_attention(

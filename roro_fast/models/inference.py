@@ -1,0 +1,54 @@
+"""A decoder's forward over paged keys and values, without gradients: what lies between two products is one fused op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+
+from roro_fast.models.decoder import Decoder, Layer
+from roro_fast.ops.paged_attention import PrefixGroups, make_groups, paged_attention, wants_groups
+from roro_fast.ops.registry import select
+
+
+class PagedBatch(NamedTuple):
+    """T tokens over N sequences, decode and catch-up rows together, and where their keys and values live.
+
+    ids, positions, slots [T] int64, slots = page * page_size + offset, all different; pages [pages, layers, 2,
+    page_size, Hkv, D] of the model's dtype, keys then values; page_table [N, P], kv_lens [N] with the new tokens,
+    cu_seqlens [N + 1], int64; prefix names sequences that share pages, see `paged_attention`.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    pages: torch.Tensor
+    page_table: torch.Tensor
+    kv_lens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    prefix: PrefixGroups | None = None
+
+
+@torch.inference_mode()
+def infer(model: Decoder, batch: PagedBatch) -> torch.Tensor:
+    """Final-normed hidden states [T, hidden] of the batch; its keys and values are written to `batch.pages`."""
+    b, c = batch, model.config
+    device, dtype = model.device, model.dtype
+    rope = select("norm_rope_store", device, dtype)
+    add_norm = select("add_rms_norm", device, dtype)
+    silu_mul = select("silu_mul", device, dtype)
+    grouped = wants_groups(device, dtype)
+    groups = make_groups(b.page_table, b.kv_lens, b.cu_seqlens, b.pages[:, 0, 0]) if grouped else None
+    at = b.page_table, b.kv_lens, b.cu_seqlens
+    layers = cast("list[Layer]", list(model.layers))
+    norms = [*(layer.input_norm for layer in layers[1:]), model.norm]
+    total: torch.Tensor = model.embed(b.ids)
+    normed = layers[0].input_norm(total)
+    for layer, pages, after in zip(layers, b.pages.unbind(1), norms, strict=True):
+        k, v = pages.unbind(1)
+        heads = (c.num_heads, c.num_kv_heads, *layer.qk_weights)
+        q = rope(layer.qkv(normed), *heads, model.cos, model.sin, b.positions, k, v, b.slots, c.rms_norm_eps)
+        seen = paged_attention(q, k, v, *at, groups=groups, prefix=b.prefix)
+        normed, total = add_norm(layer.o(seen.flatten(1)), total, layer.post_norm.weight, c.rms_norm_eps)
+        normed, total = add_norm(layer.down(silu_mul(layer.gate_up(normed))), total, after.weight, c.rms_norm_eps)
+    return normed
