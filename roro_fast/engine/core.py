@@ -322,9 +322,10 @@ class StepEngine:
         if not len(rows):
             return
         slots.append(rows, token, logprob[live], entropy[live])
-        ended = np.isin(token, self.eos_ids)
+        heeded = ~slots.ignore_eos[rows]
+        ended = heeded & np.isin(token, self.eos_ids)
         full = slots.length[rows] >= slots.max_total[rows]
-        matched = self.delimiter_table[slots.matched[rows], token]
+        matched = np.where(heeded, self.delimiter_table[slots.matched[rows], token], 0)
         slots.matched[rows] = matched
         closed = ended | (matched == self.delimiter_closed)
         capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]

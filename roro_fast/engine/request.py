@@ -14,8 +14,9 @@ class Request:
     """One answer to generate. `prompt_ids` come ready: chat template applied once, never re-tokenised afterwards.
 
     `prompt_ids`, `seed` and `sample` key every random number of the request. `max_new_tokens` and `max_steps` cap the
-    answer, `max_step_tokens` one step (0: off). `temperature` 0 is greedy. `budget` is the requested cost as a share of
-    all-large. `policy` overrides the rollout's; `tag` is handed to policies as it is.
+    answer, `max_step_tokens` one step (0: off). With `ignore_eos` only these caps end anything: EOS and the delimiter
+    are ordinary tokens, and all lengths are known beforehand. `temperature` 0 is greedy. `budget` is the requested cost
+    as a share of all-large. `policy` overrides the rollout's; `tag` is handed to policies as it is.
     """
 
     prompt_ids: list[int]
@@ -25,6 +26,7 @@ class Request:
     max_new_tokens: int = 256
     max_steps: int = 64
     max_step_tokens: int = 0
+    ignore_eos: bool = False
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0

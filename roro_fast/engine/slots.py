@@ -32,7 +32,7 @@ class Slots:
         self.phase = np.zeros(n, np.int8)
         self.writer = np.zeros(n, np.int64)
         self.arrival = np.zeros(n, np.int64)
-        self.paused = np.zeros(n, bool)
+        self.paused, self.ignore_eos = np.zeros(n, bool), np.zeros(n, bool)
         self.regenerate, self.drafting, self.draft_closed = (np.zeros(n, bool) for _ in range(3))
         self.temperature, self.top_p = np.zeros(n, np.float32), np.ones(n, np.float32)
         self.top_k = np.zeros(n, np.int64)
@@ -65,7 +65,7 @@ class Slots:
         self.length[s] = self.prompt_len[s] = n
         self.max_total[s], self.max_steps[s] = n + r.max_new_tokens, r.max_steps
         self.max_step_tokens[s] = r.max_step_tokens or self.tokens.shape[1]
-        self.paused[s] = False
+        self.paused[s], self.ignore_eos[s] = False, r.ignore_eos
         self.temperature[s], self.top_k[s], self.top_p[s], self.budget[s] = r.temperature, r.top_k, r.top_p, r.budget
         prompt = chain_hash(0, self.tokens[s, :n])  # one seed for a whole data set must not mean equal draws everywhere
         self.key[s] = stream_key(r.seed, r.sample, prompt, 0)

@@ -40,6 +40,17 @@ def test_next_writes_each_step_by_the_chosen_model() -> None:
         audit(e, t, greedy=True)
 
 
+def test_ignore_eos_leaves_every_ending_to_the_caps() -> None:
+    e = engine(pool(2))
+    forced = {"ignore_eos": True, "max_step_tokens": 7, "max_new_tokens": 40, "temperature": 1.0}
+    tokens = []
+    for t in run(e, planned([1, 0], n=12, **forced), Planned()).values():
+        assert [s.end - s.start for s in t.steps] == [7, 7, 7, 7, 7, 5] and t.finish_reason == "length"
+        assert t.models == [1, 0] * 3 and not any(s.closed for s in t.steps)
+        tokens += t.token_ids
+    assert EOS in tokens and pairs.tokenizer().convert_tokens_to_ids("\n\n") in tokens  # there was something to ignore
+
+
 @pytest.mark.parametrize("scout", [False, True])
 def test_regenerate_keeps_or_rewrites(scout: bool) -> None:
     e = engine(pool(3))
