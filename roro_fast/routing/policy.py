@@ -15,7 +15,14 @@ from torch import nn
 
 from roro_fast.engine.policy import BoundaryBatch, Decisions
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.ops.router_score import RouterWeights, logits_of, rms_norm, router_score
+from roro_fast.ops.router_score import (
+    PackedRouterWeights,
+    RouterWeights,
+    logits_of,
+    pack_router,
+    rms_norm,
+    router_score,
+)
 from roro_fast.routing.state import SIGNALS, signals
 
 MODEL_TYPE = "roro_router"
@@ -58,6 +65,7 @@ class PolicyNetwork(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(config.num_models))
         self.register_buffer("shift", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
+        self._packed: tuple[list[tuple[int, int]], PackedRouterWeights] | None = None
 
     @property
     def action_space(self) -> str:
@@ -72,6 +80,15 @@ class PolicyNetwork(nn.Module):
         """What `router_score` takes: the input standardisation is folded into the first layer."""
         w1 = self.w1 / self.scale
         return RouterWeights(self.norm, w1, self.b1 - w1 @ self.shift, self.w2, self.b2)
+
+    @torch.no_grad()
+    def packed_weights(self) -> PackedRouterWeights:
+        """`weights` laid out for the kernels; made again when a tensor was replaced or changed in place."""
+        tensors = self.norm, self.w1, self.b1, self.w2, self.b2, self.shift, self.scale
+        state = [(t.data_ptr(), t._version) for t in tensors]
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, pack_router(self.weights)
+        return self._packed[1]
 
     @torch.no_grad()
     def standardize(self, features: torch.Tensor) -> None:
@@ -98,7 +115,7 @@ class PolicyNetwork(nn.Module):
         bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
         bias[:, 0] = self.bias + self.budget_bias(batch.budget).to(sig.device)
         uniforms = batch.uniforms.to(sig.device)
-        out = router_score(hidden, None, sig, self.weights, uniforms, bias, self.temperature)
+        out = router_score(hidden, None, sig, self.packed_weights(), uniforms, bias, self.temperature)
         return Decisions(out.action, out.logprob, out.probs, torch.cat((hidden, sig), -1))
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

@@ -142,3 +142,19 @@ def test_hidden_only_policy_uses_no_signals() -> None:
     out = policy.decide(b)
     want = reference(b.hidden, None, torch.zeros(8, 0), policy.weights, b.uniforms)
     assert torch.equal(out.actions, want.action) and out.features is not None and out.features.shape == (8, 5)
+
+
+def test_packed_weights_follow_every_change() -> None:
+    p, b = trained(), batch(50, hidden=5)
+    first = p.packed_weights()
+    assert p.packed_weights() is first
+    before = p.decide(b).probs
+    with torch.no_grad():
+        p.w1.mul_(0.5)
+    changed = p.decide(b).probs
+    assert not torch.allclose(changed, before)
+    p.standardize(torch.randn(40, 5 + len(SIGNALS), generator=torch.Generator().manual_seed(1)))
+    assert not torch.allclose(p.decide(b).probs, changed)
+    torch.testing.assert_close(
+        p.decide(b).probs, reference(*p.inputs(b)[:1], None, p.inputs(b)[1], p.weights, b.uniforms).probs
+    )
