@@ -1,23 +1,48 @@
-"""Score label tokens at chosen positions of many prompts: the Judge's one forward pass."""
+"""Score label tokens at chosen positions of many prompts: ragged forwards in which shared beginnings are read once."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from roro_fast.engine.packing import pack
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.inference import infer
 
 
-def batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices grouped so that each right-padded rectangle holds at most `max_tokens` tokens, longest first."""
-    out: list[list[int]] = []
-    for i in np.argsort([-n for n in lengths], kind="stable").tolist():
-        if not out or (len(out[-1]) + 1) * lengths[out[-1][0]] > max_tokens:
-            out.append([])
-        out[-1].append(i)
-    return out
+@torch.inference_mode()
+def states(
+    model: Decoder, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], max_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final-normed hidden states at positions `rows[i]` of each prompt, left on the model's device.
+
+    Returns hidden [*, H] in the model's dtype and index [M] int64 into it, M positions in the order of prompts. A
+    forward computes at most `max_tokens` tokens; several forwards keep only the rows that were asked for.
+    """
+    ends = np.cumsum([0, *map(len, rows)])
+    index = np.empty(int(ends[-1]), np.int64)
+    asked = [i for i, r in enumerate(rows) if r]
+    kept: list[torch.Tensor] = []
+    base = 0
+    batches = list(pack([prompts[i][: max(rows[i]) + 1] for i in asked], max_tokens))
+    for batch in batches:
+        hidden = infer(model, batch.on(model))
+        for j, at in batch.at.items():
+            i = asked[j]
+            index[ends[i] : ends[i + 1]] = at[rows[i]] + base
+        if len(batches) > 1:
+            mine = np.concatenate([np.arange(ends[asked[j]], ends[asked[j] + 1]) for j in batch.at])
+            hidden = hidden[torch.from_numpy(index[mine] - base).to(model.device)]
+            index[mine] = np.arange(base, base + len(mine))
+        kept.append(hidden)
+        base += len(hidden)
+    if not kept:
+        kept = [torch.empty(0, model.config.hidden_size, dtype=model.dtype, device=model.device)]
+    return kept[0] if len(kept) == 1 else torch.cat(kept), torch.from_numpy(index).to(model.device)
 
 
 @torch.inference_mode()
@@ -26,21 +51,10 @@ def score_prompts(
 ) -> list[torch.Tensor]:
     """See StepEngine.score."""
     _check(model, prompts, rows, label_ids)
+    hidden, index = states(model, prompts, rows, max_tokens)
     head = model.head.weight[torch.tensor(label_ids, device=model.device)]
-    out: list[torch.Tensor] = [torch.empty(0, len(label_ids))] * len(prompts)
-    asked = [i for i, r in enumerate(rows) if r]
-    for batch in batches([len(prompts[i]) for i in asked], max_tokens):
-        group = [asked[i] for i in batch]
-        width = len(prompts[group[0]])
-        ids = torch.zeros(len(group), width, dtype=torch.int64)
-        for j, i in enumerate(group):
-            ids[j, : len(prompts[i])] = torch.tensor(prompts[i])
-        hidden = model.dense(ids.to(model.device))
-        b, t = torch.tensor([(j, x) for j, i in enumerate(group) for x in rows[i]], device=model.device).T
-        probs = torch.softmax(F.linear(hidden[b, t], head).float(), -1).cpu()
-        for i, part in zip(group, probs.split([len(rows[i]) for i in group]), strict=True):
-            out[i] = part
-    return out
+    probs = torch.softmax(F.linear(hidden[index], head).float(), -1).cpu()
+    return list(probs.split([len(r) for r in rows]))
 
 
 def _check(model: Decoder, prompts: list[list[int]], rows: list[list[int]], label_ids: list[int]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roro_fast.engine.score import batches
+from roro_fast.engine.score import states
 from roro_fast.errors import CapacityError
 from roro_fast.models.decoder import Decoder
 from roro_fast.ops.judge_score import JudgeScores, judge_score
@@ -90,21 +91,41 @@ class Judge:
         flat = [i for p in prompts for i in (*p.ids, *([self.encoder.eos] * (width - len(p.ids))))]
         hidden = self.model.dense(torch.tensor(flat, device=device).view(len(prompts), width)).flatten(0, 1)
         rows = torch.tensor([b * width + r for b, p in enumerate(prompts) for r in p.rows], device=device)
-        weights = torch.tensor([w for p in prompts for w in p.weights], device=device)
-        sizes = torch.tensor([0, *(len(p.rows) for p in prompts)], device=device)
-        head = self.model.head.weight[self.verdict_ids]
-        return judge_score(hidden, rows, head, weights, sizes.cumsum(0), self.valence, group_offsets)
+        return self._verdicts(hidden, rows, prompts, group_offsets)
 
     @torch.no_grad()
-    def score(self, inputs: Sequence[JudgeInput], max_tokens: int = 16384) -> list[Judgement]:
-        """Judgements in input order; forwards hold at most `max_tokens` padded tokens. Equal inputs are scored once."""
+    def rewards(
+        self, inputs: Sequence[JudgeInput], group_offsets: torch.Tensor | None = None, max_tokens: int = 4096
+    ) -> JudgeScores:
+        """Scores of all inputs, and advantages within groups, on the model's device: nothing waits for the host.
+
+        Ragged forwards of at most `max_tokens` computed tokens each, in which what prompts begin with in common is
+        computed once; then one `judge_score` over all verdict slots. probs: slots in input order, not differentiable.
+        """
         index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}
-        prompts = self.encode(list(index))
-        out: list[Judgement | None] = [None] * len(prompts)
-        for group in batches([len(p.ids) for p in prompts], max_tokens):
-            result = self.forward([prompts[i] for i in group])
-            p_true = result.probs[:, 0].split([len(prompts[i].rows) for i in group])
-            for i, s, p in zip(group, result.scores.tolist(), p_true, strict=True):
-                out[i] = Judgement(s, tuple(p.tolist()))
-        done = [j for j in out if j is not None]
-        return [done[index[x]] for x in inputs]
+        encoded = self.encode(list(index))
+        prompts = [encoded[index[x]] for x in inputs]
+        hidden, rows = states(self.model, [p.ids for p in prompts], [p.rows for p in prompts], max_tokens)
+        return self._verdicts(hidden, rows, prompts, group_offsets)
+
+    def score(self, inputs: Sequence[JudgeInput], max_tokens: int = 4096) -> list[Judgement]:
+        """Judgements in input order; forwards compute at most `max_tokens` tokens. Equal inputs are read once."""
+        result = self.rewards(inputs, max_tokens=max_tokens)
+        p_true = iter(result.probs[:, 0].tolist())
+        return [
+            Judgement(s, tuple(islice(p_true, len(x.rubric))))
+            for s, x in zip(result.scores.tolist(), inputs, strict=True)
+        ]
+
+    def _verdicts(
+        self,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        prompts: Sequence[JudgePrompt],
+        group_offsets: torch.Tensor | None,
+    ) -> JudgeScores:
+        device = self.model.device
+        weights = torch.tensor([w for p in prompts for w in p.weights], device=device)
+        offsets = torch.tensor([0, *accumulate(len(p.rows) for p in prompts)], device=device)
+        head = self.model.head.weight[self.verdict_ids]
+        return judge_score(hidden, rows, head, weights, offsets, self.valence, group_offsets)

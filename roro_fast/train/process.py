@@ -16,7 +16,10 @@ from roro_fast.rubric.render import Pool, view_of
 
 
 class JudgeReward:
-    """S of each trajectory under its query's rubric; NaN for a query whose rubric was malformed or is missing."""
+    """S of each trajectory under its query's rubric; NaN for a query whose rubric was malformed or is missing.
+
+    Scores only: the advantage of METHOD.md section 6 is that of the whole reward, of which S is one term.
+    """
 
     name = "judge"
 
@@ -35,7 +38,7 @@ class JudgeReward:
             for i in rows
         ]
         if inputs:
-            out[rows] = [j.score for j in self.judge.score(inputs)]
+            out[rows] = self.judge.rewards(inputs).scores.cpu().numpy()
         return out
 
 

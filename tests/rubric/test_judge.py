@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from roro_fast.engine.packing import pack
 from roro_fast.errors import CapacityError, CheckpointError, ConfigError
 from roro_fast.rubric.format import parse
 from roro_fast.rubric.judge import Judge, JudgeInput
@@ -68,10 +69,40 @@ def test_repeated_inputs_get_equal_judgements(judge, inputs):
     assert out[0] == out[2] and out[0] != out[1] and judge.score([]) == []
 
 
+def test_rewards_are_the_scores_of_the_differentiable_forward(judge, inputs):
+    offsets = torch.tensor([0, 4, 6])
+    dense = judge.forward(judge.encode(inputs), offsets)
+    for budget in (1, 4096):
+        out = judge.rewards(inputs, offsets, max_tokens=budget)
+        for a, b in zip(out, dense, strict=True):
+            torch.testing.assert_close(a, b.detach(), atol=1e-4, rtol=0)
+        assert not out.scores.requires_grad and not out.scores.is_inference()
+    assert judge.rewards(inputs).advantages is None
+
+
 def test_advantages_are_normalised_in_groups(judge, inputs):
-    out = judge.forward(judge.encode(inputs), torch.tensor([0, 4, 6]))
-    assert out.advantages[:4].mean().item() == pytest.approx(0, abs=1e-5)
-    assert out.advantages[4:].abs().tolist() == pytest.approx([1, 1], abs=1e-2)
+    out = judge.rewards(inputs, torch.tensor([0, 4, 6]))
+    s = out.scores
+    for a, b in ((0, 4), (4, 6)):
+        want = (s[a:b] - s[a:b].mean()) / (s[a:b].std(correction=0) + 1e-6)
+        torch.testing.assert_close(out.advantages[a:b], want, atol=1e-4, rtol=0)
+    weight = torch.ones(6, requires_grad=True)
+    (weight * out.advantages).sum().backward()  # a constant of somebody's loss
+    assert weight.grad.tolist() == out.advantages.tolist()
+
+
+def test_a_group_pays_for_its_query_once(judge):
+    """Eight routes of one query: less computed than eight prompts, equal ones not at all."""
+    (q,) = queries(1)
+    n = len(q.meta["kinds"]) + 1
+    group = [
+        JudgeInput(q.prompt, view_of(trajectory(q, [i >> j & 1 for j in range(n)]), POOL), RUBRICS[0])
+        for i in (0, 1, 2, 4, 4)
+    ]
+    prompts = [p.ids for p in judge.encode(group)]
+    (batch,) = pack(prompts, 10**6)
+    query = len(judge.encoder.query(q.prompt)) // 16 * 16
+    assert len(batch.ids) <= sum(map(len, prompts)) - 3 * query - len(prompts[-1])
 
 
 def test_the_writer_of_a_step_changes_the_score(judge, inputs):
