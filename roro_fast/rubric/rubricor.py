@@ -43,6 +43,7 @@ class Rubricor:
         self.model, self.tokenizer = model, tokenizer
         self.encoder = PromptEncoder(tokenizer, labels, preamble)
         self.closed_grammar, self.max_criteria = closed_grammar, max_criteria
+        self._engine: StepEngine | None = None
 
     @classmethod
     def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Rubricor:
@@ -72,12 +73,19 @@ class Rubricor:
         check = checker(prompt, self.encoder.labels) if self.closed_grammar else None
         return Draft(tuple(ids), text, parse(text, check, self.max_criteria))
 
+    def engine(self) -> StepEngine:
+        """The engine over this model as it is now: what is kept of earlier calls is memory and the vocabulary's table,
+        not KV, because training changes the weights in place."""
+        if self._engine is None or self._engine.models[0] is not self.model:
+            self._engine = StepEngine([self.model], self.tokenizer)
+        self._engine.update_weights(0)
+        return self._engine
+
     def write(
         self, prompts: Sequence[str], *, n: int = 1, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 128
     ) -> list[list[Draft]]:
-        """`n` drafts per query text. Temperature 0 is greedy; otherwise seeded."""
-        engine = StepEngine([self.model], self.tokenizer)
-        completions = engine.generate(
+        """`n` drafts per query text. Temperature 0 is greedy; otherwise seeded. The drafts of a query share its KV."""
+        completions = self.engine().generate(
             [self.encoder.rubricor(p) for p in prompts],
             n=n,
             max_new_tokens=max_new_tokens,

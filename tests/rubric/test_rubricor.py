@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from roro_fast.rubric.format import InvalidRubric, Rubric
 from roro_fast.rubric.rubricor import Rubricor
@@ -48,6 +49,27 @@ def test_sampling_is_seeded(rubricor):
     assert ids(seed=1) == first and ids(seed=2) != first
     assert len({tuple(x) for g in first for x in g}) > 3
     assert all(len(g) == 3 and all(len(x) <= 12 for x in g) for g in first)
+
+
+def test_the_drafts_of_a_query_share_its_prompt(rubricor):
+    long = [f"{p} Rubric of the large model and the small model." * 2 for p in PROMPTS]
+    engine = rubricor.engine()
+    before = engine.kv.stats.hit_tokens
+    rubricor.write(long, n=4, temperature=1.0, max_new_tokens=2)
+    shared = sum((len(rubricor.encoder.rubricor(p)) - 1) // 16 * 16 for p in long)
+    assert engine.kv.stats.hit_tokens - before >= 3 * shared > 0
+    assert engine.kv.leaked_pages() == 0
+
+
+def test_weights_changed_in_place_are_seen(tmp_path):
+    kept, fresh = (Rubricor.load(save_tiny(tmp_path / str(i), hidden=32)) for i in range(2))
+    first = kept.write(PROMPTS, max_new_tokens=12)
+    with torch.no_grad():
+        for r in (kept, fresh):
+            for p in r.model.layers.parameters():
+                p.mul_(-1.5)
+    again = kept.write(PROMPTS, max_new_tokens=12)
+    assert again == fresh.write(PROMPTS, max_new_tokens=12) and again != first
 
 
 def test_an_untrained_model_writes_explicitly_invalid_rubrics(rubricor):
