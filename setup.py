@@ -1,19 +1,23 @@
 """Builds the C++ extensions; everything else is in pyproject.toml.
 
 Without a working C++ compiler the install goes on in pure Python and says so. RORO_REQUIRE_EXT=1 makes that a failure.
+RORO_BUILD_CUDA=1 builds the CUDA kernels as well, with nvcc, and fails where it cannot.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 REQUIRED = os.environ.get("RORO_REQUIRE_EXT", "") not in ("", "0")
+BUILD_CUDA = os.environ.get("RORO_BUILD_CUDA", "") not in ("", "0")
 
 
 class BuildPyWithKernels(build_py):
@@ -34,7 +38,21 @@ class BuildPyWithKernels(build_py):
 
 
 class ReportingBuildExt(build_ext):
-    """`build_ext` that says plainly what a failed extension means and carries on, unless extensions are required."""
+    """`build_ext` that says plainly what a failed extension means and carries on, unless extensions are required.
+
+    The CUDA kernels, when asked for, come first: a missing nvcc should not take minutes to be noticed.
+    """
+
+    def run(self):
+        if BUILD_CUDA:
+            build_cuda(self.cuda_library())
+        super().run()
+
+    def cuda_library(self):
+        return Path("" if self.inplace else self.build_lib, "roro_fast", "_cuda.so")
+
+    def get_outputs(self):
+        return super().get_outputs() + ([str(self.cuda_library())] if BUILD_CUDA and not self.inplace else [])
 
     def build_extension(self, ext):
         try:
@@ -43,6 +61,22 @@ class ReportingBuildExt(build_ext):
             if REQUIRED:
                 raise
             report(f"{ext.name} was not built: {e}")
+
+
+def build_cuda(output):
+    """Run `roro_fast/ops/build_cuda.py`, loaded by its path: an isolated build cannot import the package."""
+    spec = importlib.util.spec_from_file_location("build_cuda", "roro_fast/ops/build_cuda.py")
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        builder.build(output)
+    except RuntimeError as e:
+        sys.exit(
+            f"\nroro_fast: RORO_BUILD_CUDA=1, but the CUDA kernels do not build: {e}\n"
+            "roro_fast: an isolated build sees nvcc on PATH or in CUDA_HOME only; one from PyPI needs pip install "
+            "--no-build-isolation. Unset RORO_BUILD_CUDA to go without.\n"
+        )
 
 
 def report(reason):
