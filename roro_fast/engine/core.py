@@ -17,23 +17,17 @@ import numpy as np
 import torch
 
 from roro_fast.engine import boundary, finish
+from roro_fast.engine.forward import Forward, Launched
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
 from roro_fast.engine.policy import RoutingPolicy
 from roro_fast.engine.request import Request
-from roro_fast.engine.rng import uniforms
 from roro_fast.engine.score import score_prompts
 from roro_fast.engine.slots import Phase, Slots
 from roro_fast.engine.trajectory import Trajectory
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
-from roro_fast.models.inference import PagedBatch, infer
-from roro_fast.ops.kv_handoff import CatchUpBatch, plan
-from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
-from roro_fast.ops.sample_step import sample_step
-
-DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
 
 
 class StepEngine:
@@ -42,7 +36,9 @@ class StepEngine:
     models: smallest first; their vocabularies may be padded differently, ids past the smallest one are never sampled.
     delimiter: text that ends a step, in one token or spelled over several. max_num_seqs: concurrent sequences.
     kv_bytes: size of the KV arena for all models together. max_batch_tokens: tokens one forward may hold, longer
-    prompts are chunked. max_model_len: context cap, default the smallest model's.
+    prompts are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all
+    models before waiting for the first, so that they run side by side and a row that is routed in this iteration is
+    written from the next; the default is on a GPU. Results are the same.
     """
 
     def __init__(
@@ -56,6 +52,7 @@ class StepEngine:
         page_size: int = 16,
         max_batch_tokens: int = 8192,
         max_model_len: int | None = None,
+        overlap: bool | None = None,
     ) -> None:
         if not models:
             raise ConfigError("models: the pool is empty; give at least one model")
@@ -78,6 +75,8 @@ class StepEngine:
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
         self.kv = KVCache(models, kv_bytes=kv_bytes, page_size=page_size, num_slots=max_num_seqs, max_len=self.max_len)
         self.memory = Memory(self.kv, self.slots)
+        self.forward = Forward(models, self.slots, self.kv, self.memory, self.vocab_size, max_batch_tokens)
+        self.overlap = models[0].device.type == "cuda" if overlap is None else overlap
         self._draft_states = torch.zeros(max_num_seqs, models[0].config.hidden_size, device=models[0].device)
         self.waiting: deque[tuple[int, Request, RoutingPolicy | None]] = deque()
         self.iterations = 0
@@ -223,12 +222,19 @@ class StepEngine:
         if len(ready):
             self._decide(ready, None)
         progress = bool(len(ready) or self._done)
+        flying: list[Launched] = []
         for m in range(self.num_models):
             rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
             if m == 0:
                 rows |= slots.phase == Phase.SCOUT
-            if rows.any():
-                progress |= self._forward(m, np.nonzero(rows)[0])
+            launched = self.forward.launch(m, np.nonzero(rows)[0]) if rows.any() else None
+            progress |= launched is not None
+            if launched is not None and self.overlap:
+                flying.append(launched)
+            elif launched is not None:
+                self._collect(launched)
+        for launched in flying:
+            self._collect(launched)
         if not progress and (slots.phase != Phase.FREE).any():
             raise RuntimeError("the engine is stuck: no sequence can get memory; please report this")
         self.iterations += 1
@@ -240,49 +246,6 @@ class StepEngine:
         self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
         self._end[s] = ""
 
-    def _forward(self, m: int, rows: np.ndarray) -> bool:
-        """Run model m over the missing tokens of `rows`, then decide scouted rows and sample the next tokens.
-
-        Returns False when no row could be served.
-        """
-        slots, kv, model = self.slots, self.kv, self.models[m]
-        rows, start, count, keys = self.memory.schedule(m, rows, self.max_batch_tokens)
-        if not len(rows):
-            return False
-        batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
-        context = start + count
-        hidden = infer(model, self._paged(m, batch, kv.table[m, rows, : kv.pages_for(int(context.max()))], context))
-        kv.kv_len[m, rows] = context
-        slots.forward_tokens[m, rows] += count
-        slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
-        for s, chain in keys.items():
-            kv.publish_prefix(m, s, chain, slots.tokens[s])
-
-        whole = context == slots.length[rows]
-        last = hidden[torch.from_numpy(batch.cu_seqlens[1:][whole] - 1).to(hidden.device)]
-        rows = rows[whole]
-        if len(rows):
-            self._after_forward(m, rows, last, model.logits(last)[:, : self.vocab_size])
-        return True
-
-    def _paged(self, m: int, batch: CatchUpBatch, table: np.ndarray, context: np.ndarray) -> PagedBatch:
-        """The batch of one forward of model m on its device; `table` and `context` are those of the batch's rows."""
-        shared = shared_prefixes(table, context - np.diff(batch.cu_seqlens), self.kv.page_size)
-
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.models[m].device)
-
-        return PagedBatch(
-            ids=put(batch.ids),
-            positions=put(batch.positions),
-            slots=put(batch.slots),
-            pages=self.kv.pages[m],
-            page_table=put(table),
-            kv_lens=put(context),
-            cu_seqlens=put(batch.cu_seqlens),
-            prefix=None if shared is None else PrefixGroups(*map(put, shared)),
-        )
-
     def _scout_states(self, rows: np.ndarray, last: torch.Tensor) -> torch.Tensor:
         """[N, H0] float32: model 0's state at the boundary where the step in question begins.
 
@@ -292,28 +255,29 @@ class StepEngine:
         drafted = torch.from_numpy(self.slots.drafting[rows]).to(last.device)[:, None]
         return torch.where(drafted, self._draft_states[at], last.float())
 
-    def _after_forward(self, m: int, rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+    def _collect(self, launched: Launched) -> None:
+        """Wait for a forward's samples, decide its scouted rows and append the tokens of those it writes."""
+        m, rows = launched.model, launched.rows
+        if len(rows):
+            with self.forward.on(m):
+                self._take(m, rows, launched.hidden, launched.fetched.wait())
+
+    def _take(self, m: int, rows: np.ndarray, hidden: torch.Tensor, sampled: list[np.ndarray]) -> None:
         slots = self.slots
-        counter = slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE
-        u = torch.from_numpy(uniforms(slots.key[rows], counter)).to(logits.device)
-        temperature, top_k, top_p = (
-            torch.from_numpy(a[rows]).to(logits.device) for a in (slots.temperature, slots.top_k, slots.top_p)
-        )
-        out = sample_step(logits, u, temperature, top_k, top_p)
-        token, logprob, entropy, max_prob, finite = (t.cpu().numpy() for t in out)
+        token, logprob, entropy, max_prob, finite = sampled
         scouted = slots.phase[rows] == Phase.SCOUT
         if scouted.any():
             at = rows[scouted]
             slots.scout_entropy[at], slots.scout_maxprob[at] = entropy[scouted], max_prob[scouted]
             good = scouted & finite
             if good.any():
-                self._decide(rows[good], self._scout_states(rows, hidden)[torch.from_numpy(good).to(hidden.device)])
+                self._decide(rows[good], self._scout_states(rows, hidden)[_index(good, hidden)])
             # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
         live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
         begins = live & slots.drafting[rows] & (slots.length[rows] == slots.step_start[rows])
         if begins.any():
-            at = torch.from_numpy(begins).to(hidden.device)
-            self._draft_states[torch.from_numpy(rows[begins]).to(hidden.device)] = hidden[at].float()
+            slots_of = torch.from_numpy(rows[begins]).to(hidden.device)
+            self._draft_states[slots_of] = hidden[_index(begins, hidden)].float()
         for s in rows[~finite & (slots.phase[rows] != Phase.FREE)].tolist():
             for j in range(self.num_models):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())
@@ -380,7 +344,7 @@ class StepEngine:
             group = rows[mine]
             policy = slots.policy[group[0]]
             assert policy is not None
-            scout = None if hidden is None else hidden[torch.from_numpy(mine).to(hidden.device)]
+            scout = None if hidden is None else hidden[_index(mine, hidden)]
             batch = boundary.build(slots, group, self.num_models, scout, self._decode)
             start = time.perf_counter()
             decided = policy.decide(batch)
@@ -466,3 +430,8 @@ class StepEngine:
     def update_weights(self, model: int) -> None:
         """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
         self.kv.bump_version(model)
+
+
+def _index(mask: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Where `mask` is true, on the device of `like`: a mask there would make the host wait for its count."""
+    return torch.from_numpy(np.flatnonzero(mask)).to(like.device)

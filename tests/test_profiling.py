@@ -1,0 +1,49 @@
+"""Ranges cost nothing that matters when nobody profiles, nest, and show up in a torch trace when asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import pytest
+import torch
+
+from roro_fast import profiling
+from roro_fast.profiling import mark
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RORO_PROFILE", raising=False)
+    mark.cache_clear()
+    yield
+    mark.cache_clear()
+
+
+def test_a_range_is_made_once_per_name_and_passes_exceptions() -> None:
+    assert mark("sample") is mark("sample") is not mark("route")
+    with pytest.raises(ZeroDivisionError), mark("forward/large"), mark("sample"):
+        raise ZeroDivisionError
+    if importlib.util.find_spec("nvtx"):
+        assert isinstance(mark("sample"), profiling._Nvtx)
+
+
+def test_an_unwatched_range_costs_microseconds_at_most() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(1000):
+            with mark("sample"):
+                pass
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(20)) < 5e-3  # 1000 ranges; an iteration of the engine has about ten
+
+
+def test_ranges_reach_a_torch_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RORO_PROFILE", "torch")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
+        for _ in range(2):
+            with mark("forward/small"), mark("forward/small"):
+                torch.ones(3).sum()
+    counts = {e.key: e.count for e in p.key_averages()}
+    assert counts["forward/small"] == 4
