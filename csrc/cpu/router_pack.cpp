@@ -3,6 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cpu/half_product.h"
 #include "cpu/isa.h"
 
 namespace roro::cpu {
@@ -10,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kMagic = 0x31726f7475726f72;
 
-bool half_products(bool asked) { return asked && isa() >= Isa::avx512_bf16; }
+bool half_products(bool asked) { return asked && has_half_product(); }
 
 // What the kernels keep in registers for one row.
 std::int64_t panel_of(bool half) { return half_products(half) ? 64 : pick(8, 16, 64); }

@@ -1,51 +1,13 @@
 // One block of rows, compiled per instruction set; see foreach_isa.h.
 
-constexpr int kColumns = W == 16 ? 4 : 2;  // vectors in a panel
-constexpr int kRowTile = 6;                // with kColumns vectors each: fits the registers
+#include "cpu/float_product.h"
 
-// acc[MR][panel] (+)= x[MR][k0..k1) * w[k0..k1)[panel]
-template <int MR>
-RORO_INLINE void tile(const float* const* x, const float* w, std::int64_t k0, std::int64_t k1, float* acc,
-                      std::int64_t stride, bool first) {
-  vf c[MR][kColumns];
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < kColumns; ++j) c[i][j] = first ? vf{} : load(acc + i * stride + j * W);
-  }
-  for (std::int64_t k = k0; k < k1; ++k) {
-    vf b[kColumns];
-    for (int j = 0; j < kColumns; ++j) b[j] = load(w + k * kColumns * W + j * W);
-    for (int i = 0; i < MR; ++i) {
-      for (int j = 0; j < kColumns; ++j) c[i][j] += x[i][k] * b[j];
-    }
-  }
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < kColumns; ++j) store(acc + i * stride + j * W, c[i][j]);
-  }
-}
-
-[[maybe_unused]] static void tiles(const float* const* x, std::int64_t rows, const float* w, std::int64_t k0,
-                                   std::int64_t k1, float* acc, std::int64_t stride, bool first) {
-  std::int64_t r = 0;
-  for (; r + kRowTile <= rows; r += kRowTile) tile<kRowTile>(x + r, w, k0, k1, acc + r * stride, stride, first);
-  x += r;
-  acc += r * stride;
-  switch (rows - r) {
-    case 5: return tile<5>(x, w, k0, k1, acc, stride, first);
-    case 4: return tile<4>(x, w, k0, k1, acc, stride, first);
-    case 3: return tile<3>(x, w, k0, k1, acc, stride, first);
-    case 2: return tile<2>(x, w, k0, k1, acc, stride, first);
-    case 1: return tile<1>(x, w, k0, k1, acc, stride, first);
-    default: return;
-  }
-}
-
-// Everything after the product with the hidden part: acc [D padded] holds it unscaled. Overwrites acc.
-[[maybe_unused]] static void finish_row(const RouterArgs& a, const PackedRouter& w, std::int64_t row, float rstd,
+// Logits of a row: everything after the product with the hidden part, which acc [D padded] holds unscaled. Overwrites acc.
+[[maybe_unused]] static void row_logits(const RouterArgs& a, const PackedRouter& w, std::int64_t row, float rstd,
                                         float* acc) {
   const std::int64_t width = w.layout.padded_width, panel = w.layout.panel, S = a.sizes.signals, K = a.sizes.actions;
   const float* signals = a.signals + row * a.signals_stride;
-  constexpr int kStep = kColumns * W;  // divides the panel
-  for (std::int64_t p = 0; p < width; p += kStep) {
+  for (std::int64_t p = 0; p < width; p += kPanel) {  // kPanel divides the panel
     const float* ws = w.signals() + p / panel * panel * S + p % panel;
     vf h[kColumns];
     for (int c = 0; c < kColumns; ++c) h[c] = load(w.b1() + p + c * W);
@@ -55,12 +17,20 @@ RORO_INLINE void tile(const float* const* x, const float* w, std::int64_t k0, st
     }
     for (int c = 0; c < kColumns; ++c) store(acc + p + c * W, silu(h[c]));
   }
-  float y[kMaxActions + W], e[kMaxActions + W];
-  float top = -__builtin_inff();
   float* logits = a.logits + row * K;
-  const float scale = a.temperature > 0 ? a.temperature : 1.0f;
   for (std::int64_t k = 0; k < K; ++k) {
     logits[k] = w.b2()[k] + dot(acc, w.w2() + k * width, width) + (a.bias ? a.bias[row * a.bias_stride + k] : 0.0f);
+  }
+}
+
+// Softmax of the row's logits and the action that its uniform number picks.
+[[maybe_unused]] static void take_action(const RouterArgs& a, std::int64_t row) {
+  const std::int64_t K = a.sizes.actions;
+  const float scale = a.temperature > 0 ? a.temperature : 1.0f;
+  const float* logits = a.logits + row * K;
+  float y[kMaxActions + W], e[kMaxActions + W];
+  float top = -__builtin_inff();
+  for (std::int64_t k = 0; k < K; ++k) {
     y[k] = logits[k] / scale;
     top = y[k] > top ? y[k] : top;
   }
@@ -86,6 +56,15 @@ RORO_INLINE void tile(const float* const* x, const float* w, std::int64_t k0, st
   a.entropy[row] = entropy;
 }
 
+// Two loops, so that the short chains of many rows overlap. acc [end - begin][D padded], squares: of the hidden rows.
+[[maybe_unused]] static void finish(const RouterArgs& a, const PackedRouter& w, std::int64_t begin, std::int64_t end,
+                                    const float* squares, float* acc) {
+  for (std::int64_t row = begin; row < end; ++row, acc += w.layout.padded_width) {
+    row_logits(a, w, row, 1.0f / __builtin_sqrtf(squares[row - begin] / a.sizes.hidden + a.eps), acc);
+  }
+  for (std::int64_t row = begin; row < end; ++row) take_action(a, row);
+}
+
 // Rows [begin, end) with float products. acc: [rows][D padded]; copy: [rows][kDepth] for rows that are not float.
 [[maybe_unused]] static void block(const RouterArgs& a, const PackedRouter& w, std::int64_t begin, std::int64_t end,
                                    float* acc, float* copy) {
@@ -108,13 +87,11 @@ RORO_INLINE void tile(const float* const* x, const float* w, std::int64_t k0, st
       }
       squares[i] += dot(x[i], x[i], depth);
     }
-    for (std::int64_t p = 0; p < width; p += w.layout.panel) {
-      tiles(x, n, w.hidden() + p * H + k0 * w.layout.panel, 0, depth, acc + p, width, k0 == 0);
+    for (std::int64_t p = 0; p < width; p += kPanel) {
+      product(x, n, w.hidden() + p * H + k0 * kPanel, kPanel, depth, acc + p, width, k0 == 0);
     }
   }
-  for (std::int64_t i = 0; i < n; ++i) {
-    finish_row(a, w, begin + i, 1.0f / __builtin_sqrtf(squares[i] / H + a.eps), acc + i * width);
-  }
+  finish(a, w, begin, end, squares, acc);
 }
 
 // Copies `real` elements as bf16, pads with zeros to `depth`; returns the sum of their squares.

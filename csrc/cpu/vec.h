@@ -145,7 +145,26 @@ RORO_INLINE vf exp(vf x) {
   return x < lowest ? vf{} : x != x ? x : e;
 }
 
-RORO_INLINE vf silu(vf x) { return x / (exp(-x) + 1.0f); }
+// 2^y to 2 ulp for y < 127.5 (Cephes' polynomial); 2^-126 below that.
+RORO_INLINE vf exp2(vf y) {
+  const vf lowest = splat(-126.0f);
+  y = y < lowest ? lowest : y;
+  const vf shifted = y + 12582912.0f;  // 1.5 * 2^23: the low bits are y, rounded
+  const vf r = y - (shifted - 12582912.0f);
+  vf p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  return p * (vf)(((vi)shifted << 23) + 0x3f800000);
+}
+
+RORO_INLINE vf silu(vf x) {
+  constexpr float kLog2E = 1.44269504f;
+  const vf y = x * -kLog2E, highest = splat(126.0f);
+  return x / (exp2(y > highest ? highest : y) + 1.0f);
+}
 
 // Sum over n elements of a[i] * b[i].
 template <typename A, typename B>

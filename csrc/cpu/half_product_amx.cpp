@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "cpu/router_half.h"
+#include "cpu/half_product.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
