@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from roro_fast.engine.transfer import upload
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import PagedBatch
 from roro_fast.ops.paged_attention import PrefixGroups
@@ -43,20 +44,10 @@ class PackedBatch:
         """On the model's device, over pages of its own. One layer's worth: nobody reads a layer's after it has run."""
         c, device = model.config, model.device
         shape = self.num_pages, 1, 2, page_size, c.num_kv_heads, c.head_dim
-
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return PagedBatch(
-            ids=put(self.ids),
-            positions=put(self.positions),
-            slots=put(self.slots),
-            pages=torch.empty(shape, dtype=model.dtype, device=device).expand(-1, c.num_layers, -1, -1, -1, -1),
-            page_table=put(self.page_table),
-            kv_lens=put(self.kv_lens),
-            cu_seqlens=put(self.cu_seqlens),
-            prefix=None if self.shared is None else PrefixGroups(*map(put, self.shared)),
-        )
+        pages = torch.empty(shape, dtype=model.dtype, device=device).expand(-1, c.num_layers, -1, -1, -1, -1)
+        parts = (self.ids, self.positions, self.slots, self.page_table, self.kv_lens, self.cu_seqlens)
+        ids, positions, slots, table, lens, cu, *shared = upload((*parts, *(self.shared or ())), device)
+        return PagedBatch(ids, positions, slots, pages, table, lens, cu, PrefixGroups(*shared) if shared else None)
 
 
 @dataclass(frozen=True, slots=True)

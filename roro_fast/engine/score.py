@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from roro_fast.engine.packing import pack
+from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import infer
@@ -36,13 +37,13 @@ def states(
             index[ends[i] : ends[i + 1]] = at[rows[i]] + base
         if len(batches) > 1:
             mine = np.concatenate([np.arange(ends[asked[j]], ends[asked[j] + 1]) for j in batch.at])
-            hidden = hidden[torch.from_numpy(index[mine] - base).to(model.device)]
+            hidden = hidden[upload((index[mine] - base,), model.device)[0]]
             index[mine] = np.arange(base, base + len(mine))
         kept.append(hidden)
         base += len(hidden)
     if not kept:
         kept = [torch.empty(0, model.config.hidden_size, dtype=model.dtype, device=model.device)]
-    return kept[0] if len(kept) == 1 else torch.cat(kept), torch.from_numpy(index).to(model.device)
+    return kept[0] if len(kept) == 1 else torch.cat(kept), upload((index,), model.device)[0]
 
 
 @torch.inference_mode()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from roro_fast.engine.score import states
+from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError
 from roro_fast.models.decoder import Decoder
 from roro_fast.ops.judge_score import JudgeScores, judge_score
+from roro_fast.profiling import mark
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.prompts import VERDICTS, JudgePrompt, PromptEncoder, verdict_ids
@@ -105,8 +108,9 @@ class Judge:
         index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}
         encoded = self.encode(list(index))
         prompts = [encoded[index[x]] for x in inputs]
-        hidden, rows = states(self.model, [p.ids for p in prompts], [p.rows for p in prompts], max_tokens)
-        return self._verdicts(hidden, rows, prompts, group_offsets)
+        with mark("judge"):
+            hidden, rows = states(self.model, [p.ids for p in prompts], [p.rows for p in prompts], max_tokens)
+            return self._verdicts(hidden, rows, prompts, group_offsets)
 
     def score(self, inputs: Sequence[JudgeInput], max_tokens: int = 4096) -> list[Judgement]:
         """Judgements in input order; forwards compute at most `max_tokens` tokens. Equal inputs are read once."""
@@ -124,8 +128,7 @@ class Judge:
         prompts: Sequence[JudgePrompt],
         group_offsets: torch.Tensor | None,
     ) -> JudgeScores:
-        device = self.model.device
-        weights = torch.tensor([w for p in prompts for w in p.weights], device=device)
-        offsets = torch.tensor([0, *accumulate(len(p.rows) for p in prompts)], device=device)
+        weight = np.array([w for p in prompts for w in p.weights], np.float32)
+        weights, offsets = upload((weight, np.cumsum([0, *(len(p.rows) for p in prompts)])), self.model.device)
         head = self.model.head.weight[self.verdict_ids]
         return judge_score(hidden, rows, head, weights, offsets, self.valence, group_offsets)
