@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from roro_fast.engine.request import Request
 from roro_fast.engine.score import score_prompts
 from roro_fast.engine.slots import Phase, Slots
 from roro_fast.engine.trajectory import Trajectory
+from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
@@ -222,7 +223,7 @@ class StepEngine:
         if len(ready):
             self._decide(ready, None)
         progress = bool(len(ready) or self._done)
-        flying: list[Launched] = []
+        flying: list[tuple[Launched, list[boundary.Asked]]] = []
         for m in range(self.num_models):
             rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
             if m == 0:
@@ -230,11 +231,11 @@ class StepEngine:
             launched = self.forward.launch(m, np.nonzero(rows)[0]) if rows.any() else None
             progress |= launched is not None
             if launched is not None and self.overlap:
-                flying.append(launched)
+                flying.append((launched, self._ask_early(launched)))
             elif launched is not None:
                 self._collect(launched)
-        for launched in flying:
-            self._collect(launched)
+        for launched, asked in flying:
+            self._collect(launched, asked)
         if not progress and (slots.phase != Phase.FREE).any():
             raise RuntimeError("the engine is stuck: no sequence can get memory; please report this")
         self.iterations += 1
@@ -246,39 +247,53 @@ class StepEngine:
         self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
         self._end[s] = ""
 
-    def _scout_states(self, rows: np.ndarray, last: torch.Tensor) -> torch.Tensor:
-        """[N, H0] float32: model 0's state at the boundary where the step in question begins.
+    def _scout(self, launched: Launched, chosen: np.ndarray) -> boundary.Scout:
+        """What model 0 saw of the rows at positions `chosen` of its forward.
 
-        last [N, H0]: its state at the last token, which for a finished draft is one step too late.
+        The state is that of the boundary where the step in question begins: for a finished draft the one kept when it
+        began, since the draft's last token is one step too late.
         """
-        at = torch.from_numpy(rows).to(last.device)
-        drafted = torch.from_numpy(self.slots.drafting[rows]).to(last.device)[:, None]
-        return torch.where(drafted, self._draft_states[at], last.float())
+        slot = launched.rows[chosen]
+        at, kept, drafted = upload((chosen, slot, self.slots.drafting[slot]), launched.hidden.device)
+        hidden = torch.where(drafted[:, None], self._draft_states[kept], launched.hidden[at].float())
+        return boundary.Scout(hidden, launched.sampled.entropy[at], launched.sampled.max_prob[at])
 
-    def _collect(self, launched: Launched) -> None:
+    def _ask_early(self, launched: Launched) -> list[boundary.Asked]:
+        """Ask the policies that need no host about the rows just scouted, while the forward still runs."""
+        rows = launched.rows
+        early = [
+            i for i in np.flatnonzero(self.slots.phase[rows] == Phase.SCOUT).tolist()
+            if getattr(self.slots.policy[rows[i]], "on_device", False)
+        ]  # fmt: skip
+        if not early:
+            return []
+        with self.forward.on(launched.model):
+            scout = self._scout(launched, np.array(early))
+            return boundary.ask(self.slots, rows[early], self.num_models, scout, self._decode)
+
+    def _collect(self, launched: Launched, asked: Sequence[boundary.Asked] = ()) -> None:
         """Wait for a forward's samples, decide its scouted rows and append the tokens of those it writes."""
-        m, rows = launched.model, launched.rows
-        if len(rows):
-            with self.forward.on(m):
-                self._take(m, rows, launched.hidden, launched.fetched.wait())
+        if len(launched.rows):
+            with self.forward.on(launched.model):
+                self._take(launched, launched.fetched.wait(), asked)
 
-    def _take(self, m: int, rows: np.ndarray, hidden: torch.Tensor, sampled: list[np.ndarray]) -> None:
-        slots = self.slots
-        token, logprob, entropy, max_prob, finite = sampled
-        scouted = slots.phase[rows] == Phase.SCOUT
-        if scouted.any():
-            at = rows[scouted]
-            slots.scout_entropy[at], slots.scout_maxprob[at] = entropy[scouted], max_prob[scouted]
-            good = scouted & finite
-            if good.any():
-                self._decide(rows[good], self._scout_states(rows, hidden)[_index(good, hidden)])
-            # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
+    def _take(self, launched: Launched, sampled: list[np.ndarray], asked: Sequence[boundary.Asked]) -> None:
+        slots, m, rows, hidden = self.slots, launched.model, launched.rows, launched.hidden
+        token, logprob, entropy, _, finite = sampled
+        broken = rows[~finite]
+        waiting = finite & (slots.phase[rows] == Phase.SCOUT)
+        for a in asked:
+            waiting &= ~np.isin(rows, a.rows)
+            self._settle(a, ~np.isin(a.rows, broken))
+        if waiting.any():
+            self._decide(rows[waiting], self._scout(launched, np.flatnonzero(waiting)))
+        # A row routed to this model, whose draft was not thrown away, goes on from the logits just computed.
         live = finite & (slots.phase[rows] == Phase.WRITE) & (slots.writer[rows] == m)
         begins = live & slots.drafting[rows] & (slots.length[rows] == slots.step_start[rows])
         if begins.any():
-            slots_of = torch.from_numpy(rows[begins]).to(hidden.device)
-            self._draft_states[slots_of] = hidden[_index(begins, hidden)].float()
-        for s in rows[~finite & (slots.phase[rows] != Phase.FREE)].tolist():
+            kept, at = upload((rows[begins], np.flatnonzero(begins)), hidden.device)
+            self._draft_states[kept] = hidden[at].float()
+        for s in broken[slots.phase[broken] != Phase.FREE].tolist():
             for j in range(self.num_models):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())
             self._finish(s, "nan")
@@ -331,27 +346,15 @@ class StepEngine:
         else:
             slots.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
 
-    def _decide(self, rows: np.ndarray, hidden: torch.Tensor | None) -> None:
-        """Ask each policy once about all its rows and put the answers into effect.
+    def _decide(self, rows: np.ndarray, scout: boundary.Scout | None) -> None:
+        for asked in boundary.ask(self.slots, rows, self.num_models, scout, self._decode):
+            self._settle(asked)
 
-        Rows of different step caps go apart, so that what a policy sees of a row never depends on its neighbours.
-        """
-        slots = self.slots
-        numbers: dict[tuple[int, int], int] = {}
-        owners = np.array([numbers.setdefault((id(slots.policy[s]), slots.max_steps[s]), len(numbers)) for s in rows])
-        for owner in range(len(numbers)):
-            mine = owners == owner
-            group = rows[mine]
-            policy = slots.policy[group[0]]
-            assert policy is not None
-            scout = None if hidden is None else hidden[_index(mine, hidden)]
-            batch = boundary.build(slots, group, self.num_models, scout, self._decode)
-            start = time.perf_counter()
-            decided = policy.decide(batch)
-            slots.routing_seconds[group] += (time.perf_counter() - start) / len(group)
-            actions = boundary.record(slots, group, decided, policy, self.num_models)
-            for s, action in zip(group.tolist(), actions.tolist(), strict=True):
-                self._apply(s, action)
+    def _settle(self, asked: boundary.Asked, keep: np.ndarray | None = None) -> None:
+        """Put a policy's answers into effect."""
+        rows, actions = boundary.answer(self.slots, asked, self.num_models, keep)
+        for s, action in zip(rows.tolist(), actions.tolist(), strict=True):
+            self._apply(s, action)
 
     def _apply(self, s: int, action: int) -> None:
         slots = self.slots
@@ -430,8 +433,3 @@ class StepEngine:
     def update_weights(self, model: int) -> None:
         """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
         self.kv.bump_version(model)
-
-
-def _index(mask: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    """Where `mask` is true, on the device of `like`: a mask there would make the host wait for its count."""
-    return torch.from_numpy(np.flatnonzero(mask)).to(like.device)

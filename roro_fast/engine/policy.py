@@ -55,7 +55,9 @@ class Decisions:
 class RoutingPolicy(Protocol):
     """Decides the model of the next step (or whether a draft is kept) for a batch of boundaries.
 
-    `action_space` is "next" or "regenerate". `needs_scout` asks for scout statistics and hidden states.
+    `action_space` is "next" or "regenerate". `needs_scout` asks for scout statistics and hidden states. A policy may
+    have an attribute `on_device`, true when `decide` never reads a value back to the host: an engine that overlaps its
+    forwards then asks it while the scout's is still running.
     """
 
     @property

@@ -42,7 +42,6 @@ class Slots:
         self.sum_logprob, self.min_logprob = np.zeros(n), np.zeros(n)
         self.first_entropy, self.sum_entropy = np.zeros(n), np.zeros(n)
         self.run_min_conf, self.run_prod_conf = np.ones(n), np.ones(n)
-        self.scout_entropy, self.scout_maxprob = np.zeros(n, np.float32), np.zeros(n, np.float32)
         self.budget = np.ones(n, np.float32)
         self.written = np.zeros((num_models, n), np.int64)  # kept tokens per writer
         self.forward_tokens = np.zeros((num_models, n), np.int64)

@@ -49,6 +49,7 @@ class PolicyNetwork(nn.Module):
     """
 
     name = "router"
+    on_device = True
 
     def __init__(self, config: PolicyConfig, *, seed: int = 0, temperature: float = 1.0, bias: float = 0.0) -> None:
         super().__init__()
@@ -100,14 +101,14 @@ class PolicyNetwork(nn.Module):
 
     def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""
-        n = len(batch)
-        sig = signals(batch) if self.config.use_signals else torch.zeros(n, 0)
+        n, device = len(batch), self.w1.device
+        sig = signals(batch).to(device) if self.config.use_signals else torch.zeros(n, 0, device=device)
         if not self.config.hidden_size:
             return sig.new_zeros(n, 0), sig
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
             got = None if batch.hidden is None else batch.hidden.shape[-1]
             raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
-        return batch.hidden, sig.to(batch.hidden.device)
+        return batch.hidden.to(device), sig
 
     @torch.no_grad()
     def decide(self, batch: BoundaryBatch) -> Decisions:

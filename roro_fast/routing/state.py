@@ -26,7 +26,6 @@ SIGNALS = (
 
 def signals(batch: BoundaryBatch) -> torch.Tensor:
     """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (METHOD.md section 2)."""
-    zeros = torch.zeros(len(batch))
     columns = (
         batch.step_index / max(batch.step_cap, 1),
         torch.log1p(batch.step_tokens.float()) / 5,
@@ -40,7 +39,9 @@ def signals(batch: BoundaryBatch) -> torch.Tensor:
         (batch.last_model == 0).float(),
         (batch.last_model > 0).float(),
         batch.budget,
-        zeros if batch.scout_entropy is None else batch.scout_entropy,
-        zeros if batch.scout_maxprob is None else batch.scout_maxprob,
     )
-    return torch.stack([c.float() for c in columns], dim=-1)
+    known = torch.stack([c.float() for c in columns], dim=-1)
+    if batch.scout_entropy is None or batch.scout_maxprob is None:
+        return torch.cat((known, known.new_zeros(len(batch), 2)), -1)
+    scout = torch.stack((batch.scout_entropy.float(), batch.scout_maxprob.float()), -1)
+    return torch.cat((known.to(scout.device), scout), -1)  # the scout's two may still be on their way to the host

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from roro_fast.engine import transfer
+from roro_fast.engine import boundary, transfer
+from roro_fast.engine.forward import Launched
+from roro_fast.routing import PolicyConfig, PolicyNetwork
 from tests.engine import pairs
 from tests.engine.pairs import Drawn, assert_same, check_kv, requests, run
 
@@ -67,3 +69,27 @@ def test_one_buffer_carries_every_array() -> None:
         np.testing.assert_array_equal(got, want.numpy())
     shared = transfer.upload(arrays[:1], torch.device("cpu"))[0]
     assert shared.data_ptr() == arrays[0].ctypes.data
+
+
+def test_the_router_is_asked_while_its_scout_flies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both orders give the learned router the same inputs: the decisions, features included, agree."""
+    config = PolicyConfig(hidden_size=pairs.pool()[0].config.hidden_size, action_space="regenerate", width=8)
+    policy = PolicyNetwork(config)
+    with torch.no_grad():
+        policy.w2.copy_(torch.randn(policy.w2.shape, generator=torch.Generator().manual_seed(2)))
+    rows = requests(10, temperature=0.7)
+    late, e = run(pairs.engine(max_num_seqs=4, overlap=False), rows, policy), pairs.engine(max_num_seqs=4, overlap=True)
+    ask, answers = e._ask_early, []
+
+    def counted(launched: Launched) -> list[boundary.Asked]:
+        answers.append(ask(launched))
+        return answers[-1]
+
+    monkeypatch.setattr(e, "_ask_early", counted)
+    early = run(e, rows, policy)
+    assert sum(len(a.rows) for asked in answers for a in asked) == sum(len(t.decisions) for t in early.values()) > 20
+    assert {d.action for t in late.values() for d in t.decisions} == {0, 1}
+    for i, a in late.items():
+        assert_same(a, early[i])
+        for d, e in zip(a.decisions, early[i].decisions, strict=True):
+            np.testing.assert_allclose(d.features, e.features, atol=1e-4)
