@@ -1,0 +1,39 @@
+"""What the machine can do at best, measured in the same run: bytes read per second and multiply-adds of one dtype."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+def read_bandwidth(device: str, megabytes: int = 512) -> float:
+    """Bytes per second of summing a buffer far beyond the caches; best of the repeats, it is a ceiling."""
+    x = torch.ones(megabytes << 18, dtype=torch.float32, device=device)
+    return x.numel() * 4 / _best(lambda: x.sum(), device, 8)
+
+
+def matmul_flops(device: str, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a square product of `dtype`, the library's best of the repeats."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2.0 * size**3 / _best(lambda: a @ b, device, 8)
+
+
+def measure(device: str, dtype: torch.dtype, threads: int) -> dict[str, float]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {"bytes_per_second": read_bandwidth(device), "flops": matmul_flops(device, dtype)}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _best(call: object, device: str, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()  # type: ignore[operator]
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)

@@ -1,0 +1,150 @@
+"""This project's engine behind the peers' interface: one StepEngine, a scripted policy, forced step lengths.
+
+A learned router of default size scores every boundary, as in real use; the script then overrides its choice.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.e2e.workload import Sequence, Workload, span_pairs
+from bench.peers.base import Outcome, Peer, Pool
+from roro_fast.engine import BoundaryBatch, Decisions, Request, StepEngine
+from roro_fast.models.loading import load_decoder
+from roro_fast.ops import native
+from roro_fast.routing import PolicyConfig, PolicyNetwork
+
+PAGE = 16
+
+
+class Script:
+    """Follows tag["steps"]; notes when every step was decided, by tag["at"]."""
+
+    action_space = "next"
+    needs_scout = False
+    name = "script"
+
+    def __init__(self, num_models: int) -> None:
+        self.router = PolicyNetwork(PolicyConfig(num_models=num_models)) if num_models > 1 else None
+        self.decided: dict[int, list[float]] = {}
+
+    def decide(self, batch: BoundaryBatch) -> Decisions:
+        now = time.perf_counter()
+        if self.router is not None:
+            self.router.decide(batch)
+        models = []
+        for tag, step in zip(batch.tags, batch.step_index.tolist(), strict=True):
+            models.append(tag["steps"][step][0])
+            self.decided.setdefault(tag["at"], []).append(now)
+        actions = torch.tensor(models)
+        probs = torch.nn.functional.one_hot(actions, batch.num_models).float()
+        return Decisions(actions, torch.zeros(len(batch)), probs)
+
+
+def request(at: int, s: Sequence) -> Request:
+    """A sequence as a request; all steps but the last are equally long."""
+    return Request(
+        s.prompt,
+        sample=at,
+        max_new_tokens=s.new_tokens,
+        max_steps=len(s.steps),
+        max_step_tokens=s.steps[0][1],
+        ignore_eos=True,
+        tag={"at": at, "steps": s.steps},
+    )
+
+
+class Ours(Peer):
+    def load(self, pool: Pool) -> dict[str, Any]:
+        torch.set_num_threads(pool.threads)
+        dtype = getattr(torch, pool.dtype)
+        if pool.random:
+            from bench.e2e import random_pair
+
+            models = [random_pair.decoder(spec, dtype, pool.device) for spec in pool.random]
+            tokenizer: Any = random_pair.tokenizer(min(m.config.vocab_size for m in models))
+        else:
+            from transformers import AutoTokenizer
+
+            models = [load_decoder(Path(p), dtype, pool.device) for p in pool.models]
+            tokenizer = AutoTokenizer.from_pretrained(pool.models[0])
+        per_token = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in models)
+        tokens = pool.kv_tokens + pool.concurrency * 2 * PAGE
+        self.engine = StepEngine(
+            models,
+            tokenizer,
+            max_num_seqs=pool.concurrency,
+            kv_bytes=max(tokens * per_token * 5 // 4, 8 << 20),
+            page_size=PAGE,
+            max_batch_tokens=max(2048, pool.concurrency),
+            max_model_len=pool.max_len,
+        )
+        self.hits = [[0, 0.0] for _ in models]  # prompt tokens and pairs that the prefix cache saved, per model
+        charge = self.engine.slots.charge_cached
+
+        def charged(m: int, s: int, n: int) -> None:
+            self.hits[m][0] += n
+            self.hits[m][1] += span_pairs(0, n)
+            charge(m, s, n)
+
+        self.engine.slots.charge_cached = charged  # type: ignore[method-assign]
+        return {"torch": torch.__version__, "kernels": native.isa() if native.available() else "reference"}
+
+    def run(self, work: Workload) -> Outcome:
+        engine, script = self.engine, Script(work.num_models)
+        k = work.num_models
+        for h in self.hits:
+            h[:] = [0, 0.0]
+        before, rows = engine.iterations, {i: request(i, s) for i, s in enumerate(work.sequences)}
+        tokens: list[list[int]] = [[] for _ in rows]
+        steps: list[float] = []
+        ran, pairs = [0] * k, [0.0] * k
+        generated = total = 0.0
+        begin = time.perf_counter()
+        # The engine never runs more than its own slots; a smaller workload is fed as its sequences finish.
+        waiting, active = list(reversed(rows.items())), 0
+        while waiting or active:
+            while waiting and active < work.concurrency:
+                engine.add(waiting.pop()[1], script)
+                active += 1
+            for t in engine.step():
+                now, at = time.perf_counter(), t.meta["at"]
+                active -= 1
+                tokens[at] = t.token_ids
+                marks = [*script.decided[at], now]
+                steps += [b - a for a, b in zip(marks, marks[1:], strict=False)]
+                wanted = [(m, n) for m, n in work.sequences[at].steps]
+                if [(s.model, s.end - s.start) for s in t.steps] != wanted:
+                    raise RuntimeError(f"sequence {at}: its steps are not those of the script")
+                for m, n in enumerate(t.cost.forward_tokens):
+                    ran[m] += n
+                generated += t.cost.generated_flops
+                total += t.cost.total_flops
+        seconds = time.perf_counter() - begin
+        for s in work.sequences:
+            for m, n in enumerate(_seen(s, k)):
+                pairs[m] += span_pairs(0, n)
+        saved = [int(h[0]) for h in self.hits]
+        return Outcome(
+            seconds,
+            tokens,
+            steps,
+            [a - b for a, b in zip(ran, saved, strict=True)],
+            [a - h[1] for a, h in zip(pairs, self.hits, strict=True)],
+            {"iterations": engine.iterations - before, "cached_tokens": saved, "total_flops_as_if_alone": total},
+        )
+
+
+def _seen(s: Sequence, num_models: int) -> list[int]:
+    out, end = [0] * num_models, len(s.prompt)
+    for model, n in s.steps:
+        end += n
+        out[model] = end - 1
+    return out
+
+
+PEER = Ours

@@ -1,0 +1,66 @@
+"""One engine in its own process, driven over stdin and stdout by JSON lines: `python -m bench.peers.worker NAME`.
+
+Requests: {"op": "load", "pool": ...}, {"op": "run", "work": ...}, {"op": "close"}. Whatever libraries print goes to
+stderr. Between requests the process waits on its input and uses no core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bench.e2e.workload import Workload
+from bench.peers.base import Pool
+
+STATUS = Path("/proc/self/status")
+
+
+def memory(field: str) -> int:
+    """Bytes of VmHWM (the peak) or VmRSS; 0 where the system does not tell."""
+    if STATUS.is_file():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def serve(name: str) -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    peer = importlib.import_module(f"bench.peers.{name}").PEER()
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            if request["op"] == "load":
+                answer = {"about": peer.load(Pool(**request["pool"])), "max_concurrency": peer.max_concurrency}
+            elif request["op"] == "run":
+                forget_peak()
+                outcome = peer.run(Workload.from_dict(request["work"])).to_dict()
+                answer = {"outcome": outcome, "peak_rss": memory("VmHWM"), "rss": memory("VmRSS")}
+            else:
+                peer.close()
+                answer = {"closed": True}
+        except Exception as e:
+            traceback.print_exc()
+            answer = {"error": f"{type(e).__name__}: {e}".splitlines()[0][:300]}
+        print(json.dumps(answer), file=answers, flush=True)
+        if request["op"] == "close":
+            break
+    os._exit(0)  # engines leave threads behind that would keep the process
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
