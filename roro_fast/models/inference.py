@@ -7,8 +7,9 @@ from typing import NamedTuple, cast
 import torch
 
 from roro_fast.models.decoder import Decoder, Layer
+from roro_fast.ops import decoder_forward  # noqa: F401  registers the C++ forward
 from roro_fast.ops.paged_attention import PrefixGroups, make_groups, paged_attention, wants_groups
-from roro_fast.ops.registry import select
+from roro_fast.ops.registry import Implementation, register, select
 
 
 class PagedBatch(NamedTuple):
@@ -29,9 +30,21 @@ class PagedBatch(NamedTuple):
     prefix: PrefixGroups | None = None
 
 
-@torch.inference_mode()
 def infer(model: Decoder, batch: PagedBatch) -> torch.Tensor:
     """Final-normed hidden states [T, hidden] of the batch; its keys and values are written to `batch.pages`."""
+    hidden: torch.Tensor = select("decoder_forward", model.device, model.dtype)(model, batch)
+    return hidden
+
+
+def logits(model: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [N, vocab] of rows of hidden states, in their dtype or in float32."""
+    out: torch.Tensor = select("decoder_logits", model.device, model.dtype)(model, hidden)
+    return out
+
+
+@torch.inference_mode()
+def reference(model: Decoder, batch: PagedBatch) -> torch.Tensor:
+    """Op by op; each op by whatever serves it."""
     b, c = batch, model.config
     device, dtype = model.device, model.dtype
     rope = select("norm_rope_store", device, dtype)
@@ -52,3 +65,7 @@ def infer(model: Decoder, batch: PagedBatch) -> torch.Tensor:
         normed, total = add_norm(layer.o(seen.flatten(1)), total, layer.post_norm.weight, c.rms_norm_eps)
         normed, total = add_norm(layer.down(silu_mul(layer.gate_up(normed))), total, after.weight, c.rms_norm_eps)
     return normed
+
+
+register(Implementation("decoder_forward", "reference", reference))
+register(Implementation("decoder_logits", "reference", Decoder.logits))

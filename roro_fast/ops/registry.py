@@ -54,10 +54,12 @@ class Implementation:
 
 _TABLE: dict[str, dict[str, Implementation]] = {}
 _MODULES = (
+    "decoder_forward",
     "judge_score",
     "kv_handoff",
     "kv_plan",
     "kv_project",
+    "linear",
     "norm_rope_store",
     "paged_attention",
     "router_score",
@@ -94,16 +96,7 @@ def requested(op: str, value: str | None = None) -> str | None:
 @lru_cache(maxsize=16)
 def check_order(order: str) -> None:
     """Raise ConfigError if a value of RORO_IMPL names an op or an implementation that does not exist."""
-    for module in (
-        "judge_score",
-        "kv_handoff",
-        "kv_plan",
-        "kv_project",
-        "norm_rope_store",
-        "paged_attention",
-        "router_score",
-        "sample_step",
-    ):
+    for module in _MODULES:
         import_module(f"roro_fast.ops.{module}")
     known = {name for table in _TABLE.values() for name in table}
     for item in filter(None, order.split(",")):

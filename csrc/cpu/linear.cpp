@@ -1,0 +1,167 @@
+#include "cpu/linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/isa.h"
+#include "cpu/linear_tile.h"
+#include "cpu/parallel.h"
+#include "cpu/half_product.h"
+#include "cpu/scratch.h"
+
+#define RORO_KERNEL "cpu/linear_kernel.h"
+#include "cpu/foreach_isa.h"
+
+namespace roro::cpu {
+namespace {
+
+constexpr std::int64_t kGroup = kTileColumns / kPanel;  // panels worked on at once
+constexpr std::int64_t kBlockBytes = 384 << 10;         // of x: stays in L2 beside a group of panels
+constexpr std::int64_t kDepthBytes = 4096;              // of k per pass: a group's strip, 256 KB, stays in L2
+constexpr std::int64_t kChunkBytes = 64 << 10;          // of weights times passes: what is worth a thread
+constexpr std::int64_t kMaxRows = 32;                   // of any kernel
+
+struct Kernel {
+  LinearKernel tile;
+  std::int64_t rows, panels;
+  bool amx, emulated;
+};
+
+Kernel kernel_for(DType type) {
+  const Isa i = isa();
+  if (type == DType::bf16) {
+    if (i == Isa::amx) return {linear_tile_amx, 32, 4, true, false};
+    if (i == Isa::amx_emulated) return {linear_tile_amx_emulated, 32, 4, true, true};
+    if (i == Isa::avx512_bf16) return {linear_tile_avx512_bf16, 6, 4, false, false};
+    return pick<Kernel>({scalar::linear_tile<bf16>, scalar::kLinearRows, scalar::kLinearPanels, false, false},
+                        {avx2::linear_tile<bf16>, avx2::kLinearRows, avx2::kLinearPanels, false, false},
+                        {avx512::linear_tile<bf16>, avx512::kLinearRows, avx512::kLinearPanels, false, false});
+  }
+  return pick<Kernel>({scalar::linear_tile<float>, scalar::kLinearRows, scalar::kLinearPanels, false, false},
+                      {avx2::linear_tile<float>, avx2::kLinearRows, avx2::kLinearPanels, false, false},
+                      {avx512::linear_tile<float>, avx512::kLinearRows, avx512::kLinearPanels, false, false});
+}
+
+std::int64_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+// The i-th of n even parts of [0, total) begins here.
+std::int64_t part(std::int64_t total, std::int64_t i, std::int64_t n) { return total * i / n; }
+
+class Block {
+ public:
+  Block(const LinearArgs& a, const Kernel& kernel)
+      : a_(a),
+        kernel_(kernel),
+        bytes_(bytes_of(a.sizes.type)),
+        depth_(linear_padded_depth(a.sizes.type, a.sizes.depth)),
+        panels_(linear_panels(a.sizes)),
+        step_(std::min(depth_, kDepthBytes / bytes_)),
+        finish_(pick(scalar::finish, avx2::finish, avx512::finish)) {
+    const auto* w = static_cast<const char*>(a.packed);
+    w_ = w;
+    bias_ = a.bias ? reinterpret_cast<const float*>(w + panels_ * kPanel * depth_ * bytes_) : nullptr;
+    copy_ = a.sizes.depth != depth_;
+  }
+
+  std::int64_t depth() const { return depth_; }
+  std::int64_t row_bytes() const { return depth_ * bytes_; }
+  std::int64_t panels() const { return panels_; }
+
+  // Rows [row, row + rows), panels [begin, end).
+  void run(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
+    const bool whole = step_ == depth_;
+    const std::int64_t sum_rows = whole ? kMaxRows : round_up(rows, kMaxRows);
+    const std::int64_t copied = copy_ ? rows : kernel_.amx ? rows % 16 : 0;
+    char* memory = scratch(sum_rows * kTileColumns * 4 + round_up(copied, 16) * row_bytes());
+    auto* sums = reinterpret_cast<float*>(memory);
+    const Rows x = take(row, rows, copied, memory + sum_rows * kTileColumns * 4);
+    const std::int64_t unit = a_.sizes.gated ? 2 : 1, units = (end - begin) / unit;
+    const std::int64_t groups = (units * unit + kGroup - 1) / kGroup;
+    const std::int64_t passes = (rows + kernel_.rows - 1) / kernel_.rows;
+    if (kernel_.amx && !kernel_.emulated) amx_begin();
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t first = begin + part(units, g, groups) * unit, last = begin + part(units, g + 1, groups) * unit;
+      for (std::int64_t k = 0; k < depth_; k += step_) {
+        const std::int64_t deep = std::min(step_, depth_ - k);
+        const char* next = k + deep < depth_ ? strip(first, k + deep) : last < end ? strip(last, 0) : nullptr;
+        const std::int64_t lines = (4 + passes - 1) / passes, covered = deep * kPanel * bytes_ / 4 * lines;
+        for (std::int64_t i = 0; i < passes; ++i) {
+          const std::int64_t r = begin_of(rows, passes, i), n = begin_of(rows, passes, i + 1) - r;
+          float* s = sums + (whole ? 0 : r * kTileColumns);
+          for (std::int64_t p = first; p < last; p += kernel_.panels) {
+            const bool ahead = next && p == first && i * covered < deep * kPanel * bytes_;
+            kernel_.tile({x.at(r, k), strip(p, k), x.stride_of(r), depth_ * kPanel, deep, s + (p - first) * kPanel,
+                          k == 0, ahead ? next + i * covered : nullptr, lines},
+                         n, std::min(kernel_.panels, last - p));
+          }
+          if (k + deep == depth_) finish_(a_, bias_, row + r, n, first, last - first, s);
+        }
+      }
+    }
+    if (kernel_.amx && !kernel_.emulated) amx_end();
+  }
+
+ private:
+  // Where rows of x lie: the first `direct` in place, the rest in a padded copy.
+  struct Rows {
+    const char *data, *copy;
+    std::int64_t direct, stride, copy_stride, bytes;
+    const void* at(std::int64_t row, std::int64_t k) const {
+      return row < direct ? data + (row * stride + k) * bytes : copy + ((row - direct) * copy_stride + k) * bytes;
+    }
+    std::int64_t stride_of(std::int64_t row) const { return row < direct ? stride : copy_stride; }
+  };
+
+  Rows take(std::int64_t row, std::int64_t rows, std::int64_t copied, char* to) const {
+    const char* from = static_cast<const char*>(a_.x) + row * a_.x_stride * bytes_;
+    const Rows x{from, to, rows - copied, a_.x_stride, depth_, bytes_};
+    const std::int64_t size = a_.sizes.depth * bytes_;
+    for (std::int64_t i = 0; i < copied; ++i) {
+      std::memcpy(to + i * row_bytes(), from + (x.direct + i) * a_.x_stride * bytes_, size);
+      std::memset(to + i * row_bytes() + size, 0, row_bytes() - size);
+    }
+    if (kernel_.amx) std::memset(to + copied * row_bytes(), 0, (round_up(copied, 16) - copied) * row_bytes());
+    return x;
+  }
+
+  // Tiles take whole rows of 16; the others share the rows evenly, so that none works with few.
+  std::int64_t begin_of(std::int64_t rows, std::int64_t passes, std::int64_t i) const {
+    return kernel_.amx ? std::min(rows, i * kernel_.rows) : part(rows, i, passes);
+  }
+
+  const char* strip(std::int64_t panel, std::int64_t k) const { return w_ + (panel * depth_ + k) * kPanel * bytes_; }
+
+  const LinearArgs& a_;
+  const Kernel& kernel_;
+  std::int64_t bytes_, depth_, panels_, step_;
+  void (*finish_)(const LinearArgs&, const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                  const float*);
+  const char* w_;
+  const float* bias_;
+  bool copy_;
+};
+
+}  // namespace
+
+void linear(const LinearArgs& a, int threads) {
+  if (!a.rows) return;
+  const Kernel kernel = kernel_for(a.sizes.type);
+  const Block block(a, kernel);
+  const std::int64_t most = std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, block.row_bytes()));
+  const std::int64_t blocks = (a.rows + round_up(most, kMaxRows) - 1) / round_up(most, kMaxRows);
+  const std::int64_t unit = a.sizes.gated ? 2 : 1, units = block.panels() / unit;
+  const std::int64_t passes = (a.rows / blocks + 5) / 6;
+  const std::int64_t work = block.panels() * kPanel * block.row_bytes() * passes / kChunkBytes;
+  std::int64_t chunks = 1;
+  if (threads > 1) chunks = std::clamp<std::int64_t>(work / threads, 1, 4) * (work > 1 ? threads : 1);
+  chunks = std::max<std::int64_t>(1, std::min(chunks, units));
+  const auto row_at = [&](std::int64_t b) {
+    return b == blocks ? a.rows : part(a.rows, b, blocks) / kMaxRows * kMaxRows;
+  };
+  parallel_for(blocks * chunks, 1, threads, [&](std::int64_t i, std::int64_t) {
+    const std::int64_t b = i / chunks, c = i % chunks, row = row_at(b);
+    block.run(row, row_at(b + 1) - row, part(units, c, chunks) * unit, part(units, c + 1, chunks) * unit);
+  });
+}
+
+}  // namespace roro::cpu

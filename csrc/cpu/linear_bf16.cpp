@@ -1,0 +1,72 @@
+// bf16 rows times panels by the pairwise dot product of AVX512-BF16.
+#include "cpu/linear_tile.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define RORO_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+
+namespace roro::cpu {
+namespace {
+
+template <int MR, int NR>
+RORO_BF16 void multiply(const LinearTile& t) {
+  __m512 c[MR][NR];
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) {
+      c[i][j] = t.first ? _mm512_setzero_ps() : _mm512_loadu_ps(t.sums + i * kTileColumns + j * 16);
+    }
+  }
+  const bf16 *x = static_cast<const bf16*>(t.x), *w = static_cast<const bf16*>(t.w);
+  const char* ahead = t.ahead;
+  for (std::int64_t k = 0; k < t.depth; k += 8) {
+    if (ahead) prefetch_panels(t, ahead, NR, 2);
+    for (int u = 0; u < 8; u += 2) {
+      __m512bh b[NR];
+      for (int j = 0; j < NR; ++j) b[j] = (__m512bh)_mm512_loadu_si512(w + j * t.panel_stride + (k + u) * 16);
+      for (int i = 0; i < MR; ++i) {
+        int pair;
+        __builtin_memcpy(&pair, x + i * t.x_stride + k + u, 4);
+        const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+        for (int j = 0; j < NR; ++j) c[i][j] = _mm512_dpbf16_ps(c[i][j], a, b[j]);
+      }
+    }
+  }
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) _mm512_storeu_ps(t.sums + i * kTileColumns + j * 16, c[i][j]);
+  }
+}
+
+template <int MR>
+void multiply_panels(const LinearTile& t, std::int64_t panels) {
+  switch (panels) {
+    case 4: return multiply<MR, 4>(t);
+    case 3: return multiply<MR, 3>(t);
+    case 2: return multiply<MR, 2>(t);
+    default: return multiply<MR, 1>(t);
+  }
+}
+
+}  // namespace
+
+void linear_tile_avx512_bf16(const LinearTile& t, std::int64_t rows, std::int64_t panels) {
+  switch (rows) {
+    case 6: return multiply_panels<6>(t, panels);
+    case 5: return multiply_panels<5>(t, panels);
+    case 4: return multiply_panels<4>(t, panels);
+    case 3: return multiply_panels<3>(t, panels);
+    case 2: return multiply_panels<2>(t, panels);
+    default: return multiply_panels<1>(t, panels);
+  }
+}
+
+}  // namespace roro::cpu
+
+#else
+
+namespace roro::cpu {
+void linear_tile_avx512_bf16(const LinearTile&, std::int64_t, std::int64_t) {}
+}  // namespace roro::cpu
+
+#endif
