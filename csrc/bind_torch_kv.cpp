@@ -135,7 +135,7 @@ Groups check_groups(const cpu::AttentionArgs& a, std::int64_t sequences, const T
   std::vector<bool> taken(sequences, false);
   for (std::int64_t i = 0; i < g.n; ++i) {
     const std::int64_t begin = g.offsets[i], end = g.offsets[i + 1];
-    RORO_CHECK(begin < end, "prefix.offsets: group ", i, " is empty or descends");
+    RORO_CHECK(begin <= end, "prefix.offsets: group ", i, " descends");
     RORO_CHECK(g.lengths[i] >= 0, "prefix.lengths: ", g.lengths[i], " at ", i);
     for (std::int64_t j = begin; j < end && j < m; ++j) {
       const std::int64_t s = g.members[j];

@@ -39,7 +39,8 @@ class StepEngine:
     kv_bytes: size of the KV arena for all models together. max_batch_tokens: tokens one forward may hold, longer
     prompts are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all
     models before waiting for the first, so that they run side by side and a row that is routed in this iteration is
-    written from the next; the default is on a GPU. Results are the same.
+    written from the next. graphs: pad decode batches and replay them as CUDA graphs. Both are on by default on a GPU;
+    results are the same.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StepEngine:
         max_batch_tokens: int = 8192,
         max_model_len: int | None = None,
         overlap: bool | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if not models:
             raise ConfigError("models: the pool is empty; give at least one model")
@@ -76,8 +78,17 @@ class StepEngine:
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
         self.kv = KVCache(models, kv_bytes=kv_bytes, page_size=page_size, num_slots=max_num_seqs, max_len=self.max_len)
         self.memory = Memory(self.kv, self.slots)
-        self.forward = Forward(models, self.slots, self.kv, self.memory, self.vocab_size, max_batch_tokens)
-        self.overlap = models[0].device.type == "cuda" if overlap is None else overlap
+        on_gpu = models[0].device.type == "cuda"
+        self.overlap = on_gpu if overlap is None else overlap
+        self.forward = Forward(
+            models,
+            self.slots,
+            self.kv,
+            self.memory,
+            vocab_size=self.vocab_size,
+            max_tokens=max_batch_tokens,
+            graph_rows=max_num_seqs if (on_gpu if graphs is None else graphs) else 0,
+        )
         self._draft_states = torch.zeros(max_num_seqs, models[0].config.hidden_size, device=models[0].device)
         self.waiting: deque[tuple[int, Request, RoutingPolicy | None]] = deque()
         self.iterations = 0

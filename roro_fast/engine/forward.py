@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from roro_fast.engine.graphs import DecodeGraphs, DecodeRows
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
 from roro_fast.engine.rng import uniforms
@@ -43,14 +44,36 @@ class Forward:
     """Runs the models of a pool over the slots' missing tokens."""
 
     def __init__(
-        self, models: list[Decoder], slots: Slots, kv: KVCache, memory: Memory, vocab_size: int, max_tokens: int
+        self,
+        models: list[Decoder],
+        slots: Slots,
+        kv: KVCache,
+        memory: Memory,
+        *,
+        vocab_size: int,
+        max_tokens: int,
+        graph_rows: int = 0,
     ) -> None:
         self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
         self.vocab_size, self.max_tokens = vocab_size, max_tokens
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         for stream in filter(None, self._streams):
             stream.wait_stream(torch.cuda.current_stream(stream.device))  # the KV arena and the weights are ready
+        self._graphs = [self._graphs_of(m, graph_rows) if graph_rows else None for m in range(len(models))]
         self._marks = [mark(f"forward/{m}") for m in range(len(models))]
+
+    def _graphs_of(self, m: int, rows: int) -> DecodeGraphs:
+        kv, model = self.kv, self.models[m]
+        return DecodeGraphs(
+            model,
+            kv.pages[m],
+            kv.page_size,
+            kv.scratch[m],
+            self.vocab_size,
+            max_rows=rows,
+            max_pages=kv.table.shape[2],
+            capture=model.device.type == "cuda",
+        )
 
     def on(self, m: int) -> AbstractContextManager[object]:
         """Work queued inside goes to the stream of model m, after its forward."""
@@ -68,11 +91,9 @@ class Forward:
                 rows, start, count, keys = self.memory.schedule(m, rows, self.max_tokens)
                 if not len(rows):
                     return None
-                batch = self._paged(m, rows, start, count)
             if self.kv.stats.preemptions > preempted:
                 self._after_all(m)
-            with self._marks[m]:
-                launched = self._run(m, rows, start, count, batch)
+            launched = self._run(m, rows, start, count)
         for s, chain in keys.items():
             self.kv.publish_prefix(m, s, chain, self.slots.tokens[s])
         return launched
@@ -85,30 +106,45 @@ class Forward:
                 if other is not None and other is not mine:
                     mine.wait_stream(other)
 
-    def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray, batch: PagedBatch) -> Launched:
-        slots, model, context = self.slots, self.models[m], start + count
-        hidden = infer(model, batch)
-        self.kv.kv_len[m, rows] = context
+    def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> Launched:
+        slots, kv, context = self.slots, self.kv, start + count
+        table = kv.table[m, rows, : kv.pages_for(int(context.max()))]
+        batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
+        prefix = shared_prefixes(table, start, kv.page_size)
+        kv.kv_len[m, rows] = context
         slots.forward_tokens[m, rows] += count
         slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
         whole = context == slots.length[rows]
         ends, rows = np.cumsum(count)[whole] - 1, rows[whole]
-        truncated = bool(slots.top_k[rows].any() or (slots.top_p[rows] < 1).any())
         draws = uniforms(slots.key[rows], slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE)
-        arrays = (ends, draws, slots.temperature[rows], slots.top_k[rows], slots.top_p[rows])
-        last, u, temperature, top_k, top_p = upload(arrays, model.device)
-        hidden = hidden[last]
-        logits = model.logits(hidden)[:, : self.vocab_size]
-        with mark("sample"):
-            sampled = sample_step(logits, u, temperature, *((top_k, top_p) if truncated else (None, None)))
+        settings = draws, slots.temperature[rows], slots.top_k[rows], slots.top_p[rows]
+        graphs = self._graphs[m]
+        with self._marks[m]:
+            if graphs is not None and len(rows) == len(batch.ids) <= graphs.max_rows:
+                decode = DecodeRows(batch.ids, batch.positions, batch.slots, table, context, *settings, prefix)
+                hidden, sampled = graphs.run(decode)
+            else:
+                hidden, sampled = self._eager(m, batch, table, context, prefix, ends, settings)
             return Launched(m, rows, hidden, sampled, Download(sampled))
 
-    def _paged(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> PagedBatch:
-        kv, context = self.kv, start + count
-        table = kv.table[m, rows, : kv.pages_for(int(context.max()))]
-        batch: CatchUpBatch = plan(self.slots.tokens, rows, start, count, kv.table[m], kv.page_size)
-        prefix = shared_prefixes(table, start, kv.page_size) or ()
-        parts = (batch.ids, batch.positions, batch.slots, table, context, batch.cu_seqlens)
-        ids, positions, where, pages, lens, cu, *shared = upload((*parts, *prefix), self.models[m].device)
-        groups = PrefixGroups(*shared) if shared else None
-        return PagedBatch(ids, positions, where, kv.pages[m], pages, lens, cu, groups)
+    def _eager(
+        self,
+        m: int,
+        batch: CatchUpBatch,
+        table: np.ndarray,
+        context: np.ndarray,
+        prefix: tuple[np.ndarray, ...] | None,
+        ends: np.ndarray,
+        settings: tuple[np.ndarray, ...],
+    ) -> tuple[torch.Tensor, SampledStep]:
+        """Hidden states and samples of the tokens `ends` of the batch."""
+        model, (draws, temperature, top_k, top_p) = self.models[m], settings
+        parts = batch.ids, batch.positions, batch.slots, table, context, batch.cu_seqlens
+        limits = (top_k, top_p) if top_k.any() or (top_p < 1).any() else ()
+        sent = upload((*parts, ends, draws, temperature, *limits, *(prefix or ())), model.device)
+        ids, positions, where, pages, lens, cu, last, u, heat = sent[:9]
+        groups = PrefixGroups(*sent[-3:]) if prefix else None
+        hidden = infer(model, PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups))[last]
+        logits = model.logits(hidden)[:, : self.vocab_size]
+        with mark("sample"):
+            return hidden, sample_step(logits, u, heat, *(sent[9:11] if limits else ()))

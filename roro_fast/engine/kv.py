@@ -53,11 +53,13 @@ class KVCache:
         self.page_bytes = page_bytes
         self.capacity = [num_slabs * n for n in per_slab]  # pages, when a model has the whole arena
         self.pool = PagePool(num_slabs, per_slab)
-        arena = torch.empty(num_slabs * slab, dtype=torch.uint8, device=models[0].device)
+        # One slab more than the pool hands out: its first page is where padded rows of a CUDA graph write.
+        arena = torch.empty((num_slabs + 1) * slab, dtype=torch.uint8, device=models[0].device)
         self.pages = [
-            arena.view(m.dtype).view(n, m.config.num_layers, 2, page_size, m.config.num_kv_heads, m.config.head_dim)
-            for m, n in zip(models, self.capacity, strict=True)
+            arena.view(m.dtype).view(-1, m.config.num_layers, 2, page_size, m.config.num_kv_heads, m.config.head_dim)
+            for m in models
         ]
+        self.scratch = list(self.capacity)
         width = -(-max_len // page_size)
         self.table = np.zeros((len(models), num_slots, width), np.int64)
         self.num_pages = np.zeros((len(models), num_slots), np.int64)

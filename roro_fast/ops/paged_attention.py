@@ -33,9 +33,9 @@ class PrefixGroups(NamedTuple):
 
     Group g: sequences `members[offsets[g]:offsets[g + 1]]` share the pages of their first `lengths[g]` tokens, all of
     which come before their queries. members [M], offsets [G + 1], lengths [G], int64; each sequence is in one group at
-    most. An implementation may read a shared prefix once for its whole group and join each row's softmax over prefix
-    and own tokens by their log-sum-exp (Ye et al., "Cascade Inference", 2024; Juravsky et al., arXiv 2402.05099): the
-    result is that of attention without groups, up to rounding.
+    most, a group may be empty and a length 0. An implementation may read a shared prefix once for its whole group and
+    join each row's softmax over prefix and own tokens by their log-sum-exp (Ye et al., "Cascade Inference", 2024;
+    Juravsky et al., arXiv 2402.05099): the result is that of attention without groups, up to rounding.
     """
 
     members: torch.Tensor

@@ -52,6 +52,13 @@ def test_shared_prefixes(dtype):
     cases.check(c, run(c._replace(prefix=None)), dtype)
 
 
+def test_groups_may_be_empty_and_prefixes_too():
+    """Fixed-shape groups of a CUDA graph: everyone is in one, and most of them hold nobody."""
+    c = cases.make([(1, 90), (1, 85), (1, 70)], 4, 2, 16, 16, shared=[(2, 5)])
+    members, offsets, lengths = torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3, 3]), torch.tensor([80, 0, 0])
+    cases.check(c, run(c._replace(prefix=PrefixGroups(members, offsets, lengths))), torch.float32)
+
+
 def test_a_group_of_prefill_and_one_of_idle_sequences():
     shapes = [(40, 72), (33, 65), (0, 70), (0, 64), (1, 64), (5, 50)]
     c = cases.make(shapes, 6, 2, 33, 8, shared=[(2, 4), (3, 7)])

@@ -140,11 +140,20 @@ BAD = {
     "prefix.members: sequence 2 at 1": lambda c: with_prefix(c, [0, 2], [0, 2], [16]),
     "prefix.members: sequence 0 is there twice": lambda c: with_prefix(c, [0, 0], [0, 2], [16]),
     "prefix.offsets: must run from 0 to 2": lambda c: with_prefix(c, [0, 1], [0, 1], [16]),
-    "prefix.offsets: group 0 is empty": lambda c: with_prefix(c, [0, 1], [0, 0, 2], [16, 16]),
+    "prefix.offsets: group 1 descends": lambda c: with_prefix(c, [0, 1], [0, 2, 1, 2], [16, 16, 16]),
     "prefix.lengths: 39 at 0, but sequence 0 has 38": lambda c: with_prefix(c, [0, 1], [0, 2], [39]),
     "prefix.lengths: -1 at 0": lambda c: with_prefix(c, [0, 1], [0, 2], [-1]),
     "prefix: sequence 1 does not share the pages of group 0": lambda c: with_prefix(c, [0, 1], [0, 2], [17]),
 }
+
+
+@pytest.mark.usefixtures("kernels")
+def test_groups_may_be_empty_and_prefixes_too() -> None:
+    """Fixed-shape groups of a CUDA graph: everyone is in one, and most of them hold nobody."""
+    c = cases.make([(2, 40), (3, 44), (1, 9)], 4, 2, 16, 16, shared=[(2, 1)])
+    padded = with_prefix(c, [0, 1, 2], [0, 2, 3, 3, 3], [16, 0, 0, 0])
+    want = cpu(*c.args, None, with_prefix(c, [0, 1], [0, 2], [16]).prefix)
+    assert torch.equal(cpu(*c.args, None, padded.prefix), want)
 
 
 def with_prefix(c: cases.Case, *fields: list[int]) -> cases.Case:
