@@ -15,9 +15,11 @@ from roro_fast.ops import paged_attention as attention
 from roro_fast.ops import router_score as router
 from roro_fast.ops import sample_step as sample
 from roro_fast.ops.kv_plan import plan_on_device
+from roro_fast.ops.kv_project import kv_project as project
 from roro_fast.ops.registry import implementations
 from tests.ops.cases import judge_score as judge_cases
 from tests.ops.cases import kv_handoff as handoff_cases
+from tests.ops.cases import kv_project as project_cases
 from tests.ops.cases import paged_attention as attention_cases
 from tests.ops.cases import router_score as router_cases
 from tests.ops.cases import sample_step as sample_cases
@@ -134,6 +136,24 @@ def kv_handoff(device: torch.device, small: bool) -> Iterator[GpuCase]:
     yield GpuCase(f"kv_plan N={n} T={total}", variants, 1, 8 * 5 * total, {"triton": same})
 
 
+def kv_project(device: torch.device, small: bool) -> Iterator[GpuCase]:
+    """The one fused launch against indexing around the vendor's batched product, which is the reference here."""
+    wide = (28, 8, 128, 16)
+    sizes = [(40, (2, 1, 16, 16), (4, 3, 32, 16), 2)] if small else [(16, wide, wide, 1), (1024, wide, wide, 1)]
+    for tokens, source, target, chosen in sizes:
+        c = project_cases.make(tokens, source, target, chosen, BF16)
+        before = c.target.clone()
+
+        def call(c: Any, i: str) -> torch.Tensor:
+            project(*c, impl=i)
+            return c.target
+
+        yield build(
+            "kv_project", f"T={tokens} {source[0]}x{source[1]}x{source[2]}", c, 2 * c.maps.weight.numel(), call,
+            lambda got, c=c, before=before: project_cases.check(c, before, got), device, BF16,
+        )  # fmt: skip
+
+
 def paged_attention(device: torch.device, small: bool) -> Iterator[GpuCase]:
     heads = (4, 2, 16, 16) if small else (32, 8, 128, 16)
     forks = [(1, 100)] * 3 if small else [(1, 4096 + 64)] * 16
@@ -184,6 +204,7 @@ OPS: dict[str, Callable[[torch.device, bool], Iterator[GpuCase]]] = {
     "judge_score": judge_score,
     "sample_step": sample_step,
     "kv_handoff": kv_handoff,
+    "kv_project": kv_project,
     "paged_attention": paged_attention,
     "norm_rope_store": norm_rope_store,
 }
