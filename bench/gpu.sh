@@ -67,6 +67,7 @@ if [ -n "$dry" ]; then
 else
     stage tests_cuda 90 build "${pytest[@]}" tests/cuda
     stage tests_triton 150 environment "${pytest[@]}" tests/kernels --ignore tests/kernels/test_aot.py
+    stage tests_engine 60 environment "${pytest[@]}" tests/engine/test_cuda.py
     stage benches 200 environment "$python" -m bench.ops.gpu --budget 180 --out "$out/ops.json"
 fi
 if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then

@@ -15,7 +15,7 @@ from roro_fast.engine.policy import BoundaryBatch, Decisions, RoutingPolicy
 from roro_fast.engine.rng import uniforms
 from roro_fast.engine.slots import Slots
 from roro_fast.engine.trajectory import Decision, Step
-from roro_fast.engine.transfer import Download
+from roro_fast.engine.transfer import Download, upload
 from roro_fast.errors import ConfigError
 from roro_fast.profiling import mark
 
@@ -30,7 +30,7 @@ class Scout(NamedTuple):
     max_prob: torch.Tensor
 
     def of(self, rows: np.ndarray) -> Scout:
-        at = torch.from_numpy(rows).to(self.hidden.device)
+        (at,) = upload((rows,), self.hidden.device)
         return Scout(*(x[at] for x in self))
 
 

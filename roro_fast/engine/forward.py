@@ -19,7 +19,7 @@ from roro_fast.engine.rng import uniforms
 from roro_fast.engine.slots import Slots
 from roro_fast.engine.transfer import Download, upload
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.inference import PagedBatch, infer
+from roro_fast.models.inference import PagedBatch, infer, logits
 from roro_fast.ops.kv_handoff import CatchUpBatch, plan
 from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import SampledStep, sample_step
@@ -145,6 +145,6 @@ class Forward:
         ids, positions, where, pages, lens, cu, last, u, heat = sent[:9]
         groups = PrefixGroups(*sent[-3:]) if prefix else None
         hidden = infer(model, PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups))[last]
-        logits = model.logits(hidden)[:, : self.vocab_size]
+        scores = logits(model, hidden)[:, : self.vocab_size]
         with mark("sample"):
-            return hidden, sample_step(logits, u, heat, *(sent[9:11] if limits else ()))
+            return hidden, sample_step(scores, u, heat, *(sent[9:11] if limits else ()))

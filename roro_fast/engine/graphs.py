@@ -14,7 +14,7 @@ import torch
 
 from roro_fast.engine.transfer import pack, unpack
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.inference import PagedBatch, infer
+from roro_fast.models.inference import PagedBatch, infer, logits
 from roro_fast.ops.paged_attention import PrefixGroups
 from roro_fast.ops.sample_step import SampledStep, sample_step
 
@@ -117,7 +117,7 @@ class DecodeGraphs:
 
         def eager() -> tuple[torch.Tensor, SampledStep]:
             hidden = infer(self.model, batch)
-            return hidden, sample_step(self.model.logits(hidden)[:, : self.vocab_size], draws, temperature, *limits)
+            return hidden, sample_step(logits(self.model, hidden)[:, : self.vocab_size], draws, temperature, *limits)
 
         if not self.capture:
             return inputs, eager

@@ -102,20 +102,20 @@ class PolicyNetwork(nn.Module):
     def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""
         n, device = len(batch), self.w1.device
-        sig = signals(batch).to(device) if self.config.use_signals else torch.zeros(n, 0, device=device)
+        sig = signals(batch).to(device, non_blocking=True) if self.config.use_signals else torch.zeros(n, 0, device=device)
         if not self.config.hidden_size:
             return sig.new_zeros(n, 0), sig
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
             got = None if batch.hidden is None else batch.hidden.shape[-1]
             raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
-        return batch.hidden.to(device), sig
+        return batch.hidden.to(device, non_blocking=True), sig
 
     @torch.no_grad()
     def decide(self, batch: BoundaryBatch) -> Decisions:
         hidden, sig = self.inputs(batch)
         bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
-        bias[:, 0] = self.bias + self.budget_bias(batch.budget).to(sig.device)
-        uniforms = batch.uniforms.to(sig.device)
+        bias[:, 0] = (self.bias + self.budget_bias(batch.budget)).to(sig.device, non_blocking=True)
+        uniforms = batch.uniforms.to(sig.device, non_blocking=True)
         out = router_score(hidden, None, sig, self.packed_weights(), uniforms, bias, self.temperature)
         return Decisions(out.action, out.logprob, out.probs, torch.cat((hidden, sig), -1))
 

@@ -44,4 +44,5 @@ def signals(batch: BoundaryBatch) -> torch.Tensor:
     if batch.scout_entropy is None or batch.scout_maxprob is None:
         return torch.cat((known, known.new_zeros(len(batch), 2)), -1)
     scout = torch.stack((batch.scout_entropy.float(), batch.scout_maxprob.float()), -1)
-    return torch.cat((known.to(scout.device), scout), -1)  # the scout's two may still be on their way to the host
+    # On a GPU the scout's two may still be in the making, which `non_blocking` does not wait for.
+    return torch.cat((known.to(scout.device, non_blocking=True), scout), -1)

@@ -177,7 +177,7 @@ def assert_clean(e: StepEngine) -> None:
 @torch.no_grad()
 def cold_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
     """Logits [S, V] of one dense prefill of the whole sequence."""
-    return model.logits(model.dense(torch.tensor([ids])))[0]
+    return model.logits(model.dense(torch.tensor([ids], device=model.device)))[0]
 
 
 @torch.no_grad()
@@ -189,7 +189,7 @@ def cold_kv(model: Decoder, ids: list[int]) -> torch.Tensor:
         kept.append(torch.stack((k, v), 1))
         return dense(layer, q, k, v)
 
-    model(torch.tensor(ids), torch.arange(len(ids)), attend)
+    model(torch.tensor(ids, device=model.device), torch.arange(len(ids), device=model.device), attend)
     return torch.stack(kept, 1)
 
 
@@ -199,7 +199,7 @@ def cached_kv(e: StepEngine, m: int, slot: int) -> torch.Tensor:
     return pages.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[: e.kv.kv_len[m, slot]]
 
 
-def check_kv(e: StepEngine) -> int:
+def check_kv(e: StepEngine, atol: float = 1e-5) -> int:
     """Every key and value of a running sequence equals a cold prefill's; returns how many tokens were compared."""
     compared = 0
     for slot in np.nonzero(e.slots.phase != Phase.FREE)[0]:
@@ -207,7 +207,7 @@ def check_kv(e: StepEngine) -> int:
         for m, model in enumerate(e.models):
             n = int(e.kv.kv_len[m, slot])
             if n:
-                torch.testing.assert_close(cached_kv(e, m, slot), cold_kv(model, ids)[:n], atol=1e-5, rtol=0)
+                torch.testing.assert_close(cached_kv(e, m, slot), cold_kv(model, ids)[:n], atol=atol, rtol=0)
                 compared += n
     return compared
 
