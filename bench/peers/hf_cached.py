@@ -75,7 +75,7 @@ class Batch:
         """Greedy tokens [rows] after `ids` [rows, S], and all keys and values; `mask` [rows, past + S]."""
         from transformers import DynamicCache
 
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         for i, (k, v) in enumerate(past):
             cache.update(k, v, i)
         out = self.model(
@@ -116,8 +116,7 @@ class Batch:
                 (torch.stack([k[i] for k, _ in padded]), torch.stack([v[i] for _, v in padded]))
                 for i in range(len(example))
             ]
-        args = (t.to(self.device) for t in (ids, mask, positions))
-        tokens, layers = self.forward(*args, past)
+        tokens, layers = self.forward(ids.to(self.device), mask.to(self.device), positions.to(self.device), past)
         real = mask.bool()
         mine = [[(k[i][:, real[i]], v[i][:, real[i]]) for k, v in layers] for i in range(len(self.joining))]
         self._merge(mine, [b for _, b in spans])

@@ -1,4 +1,4 @@
-"""(a) What research code does: Hugging Face `generate`, one question at a time, the text prefilled anew at every switch.
+"""(a) What research code does: Hugging Face `generate`, one question at a time, the text prefilled at every switch.
 
 While the writer stays the same its cache is kept, which is more than most such loops do.
 """

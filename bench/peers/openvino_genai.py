@@ -13,7 +13,9 @@ class OpenVINO(Stepwise):
         import openvino_genai as ov
 
         scheduler = ov.SchedulerConfig()
-        scheduler.cache_size = max(1, -(-pool.kv_tokens * 24576 * 2 // 2**30))  # GB: 24 kB a token, twice what is needed
+        scheduler.cache_size = max(
+            1, -(-pool.kv_tokens * 24576 * 2 // 2**30)
+        )  # GB: 24 kB a token, twice what is needed
         scheduler.max_num_seqs = pool.concurrency
         scheduler.max_num_batched_tokens = 2048
         scheduler.enable_prefix_caching = True
