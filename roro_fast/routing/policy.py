@@ -102,7 +102,8 @@ class PolicyNetwork(nn.Module):
     def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""
         n, device = len(batch), self.w1.device
-        sig = signals(batch).to(device, non_blocking=True) if self.config.use_signals else torch.zeros(n, 0, device=device)
+        sig = signals(batch) if self.config.use_signals else torch.zeros(n, 0)
+        sig = sig.to(device, non_blocking=True)
         if not self.config.hidden_size:
             return sig.new_zeros(n, 0), sig
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
