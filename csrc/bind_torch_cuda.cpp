@@ -382,7 +382,8 @@ void kv_copy_meta(const Tensor&, const Tensor&, const Tensor&) {}
 #ifndef RORO_FINGERPRINT
 #define RORO_FINGERPRINT ""
 #endif
-extern "C" __attribute__((visibility("default"))) const char* roro_cuda_fingerprint() { return RORO_FINGERPRINT; }
+extern "C" __attribute__((visibility("default"), used)) const char roro_cuda_fingerprint[];
+const char roro_cuda_fingerprint[] = "roro_cuda_fingerprint=" RORO_FINGERPRINT ";";  // read from the file, unloaded
 
 STABLE_TORCH_LIBRARY(RORO_OPS, m) {
   m.def(

@@ -93,7 +93,8 @@ def build(output: Path = LIBRARY) -> Path:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             objects = list(pool.map(compile_one, sources()))
         part = output.with_name(output.name + ".part")
-        run([compiler, "-shared", "-cudart=static", *objects, "-o", str(part), *torch_libraries()])
+        own = f"-L{Path(compiler).parents[1] / 'lib'}"  # nvcc from PyPI looks for its own libraries in lib64
+        run([compiler, "-shared", "-cudart=static", *objects, "-o", str(part), own, *torch_libraries()])
         part.replace(output)
     return output
 
