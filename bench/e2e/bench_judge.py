@@ -4,8 +4,10 @@
 
 Nano cases: the packaged Judge on trajectories that the nano pair really wrote, routed at random. Long cases: a model of
 SmolLM2-135M's shape with random weights on random ids; what a group has in common is as long as the case says.
-Variants run interleaved in one process on one thread, after a gate on scores and advantages; figures are medians. "HF"
-is transformers' forward over the same rectangles with logits of the whole vocabulary: what research code does.
+Variants run interleaved in one process on one thread, after a gate on scores and advantages; figures are medians. All
+read equal prompts once. "HF" is transformers' forward over the same rectangles with logits of the whole vocabulary:
+what research code does. "rubric_first" counts the tokens of prompts with the rubric before the trajectory; it is not
+timed, for the packaged Judge was trained on the order it has.
 The last line of stdout is one JSON document, also written to bench/results/judge.json.
 """
 
@@ -66,29 +68,42 @@ class Case:
         head = self.model.head.weight[self.words]
         return judge_score(hidden, rows, head, weights, offsets, torch.tensor(VALENCE), groups)
 
-    def rectangles(self) -> Iterator[tuple[list[JudgePrompt], torch.Tensor]]:
-        """Prompts in order, padded on the right to the longest of at most DENSE_TOKENS // longest."""
-        n = max(1, DENSE_TOKENS // max(len(p.ids) for p in self.prompts))
-        for at in range(0, len(self.prompts), n):
-            batch = self.prompts[at : at + n]
-            width = max(len(p.ids) for p in batch)
-            yield batch, torch.tensor([p.ids + [0] * (width - len(p.ids)) for p in batch])
+    def rectangles(self) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Indices of distinct prompts, longest first, and their ids padded on the right to DENSE_TOKENS at most."""
+        first = {tuple(p.ids): i for i, p in reversed(list(enumerate(self.prompts)))}
+        batch: list[int] = []
+        for i in sorted(first.values(), key=lambda i: -len(self.prompts[i].ids)):
+            if batch and (len(batch) + 1) * len(self.prompts[batch[0]].ids) > DENSE_TOKENS:
+                yield batch, self.padded(batch)
+                batch = []
+            batch.append(i)
+        yield batch, self.padded(batch)
+
+    def padded(self, batch: list[int]) -> torch.Tensor:
+        width = len(self.prompts[batch[0]].ids)
+        return torch.tensor([self.prompts[i].ids + [0] * (width - len(self.prompts[i].ids)) for i in batch])
+
+    def in_order(self, parts: dict[int, torch.Tensor]) -> torch.Tensor:
+        """What was found for distinct prompts, for all of them."""
+        found = {tuple(self.prompts[i].ids): part for i, part in parts.items()}
+        return torch.cat([found[tuple(p.ids)] for p in self.prompts])
 
     def dense(self) -> JudgeScores:
-        kept = []
+        parts = {}
         for batch, ids in self.rectangles():
             hidden = self.model.dense(ids)
-            kept += [hidden[i, p.rows] for i, p in enumerate(batch)]
-        hidden = torch.cat(kept)
+            parts |= {i: hidden[row, self.prompts[i].rows] for row, i in enumerate(batch)}
+        hidden = self.in_order(parts)
         return self.verdicts(hidden, torch.arange(len(hidden)))
 
     def transformers(self) -> JudgeScores:
-        probs = []
+        parts = {}
         for batch, ids in self.rectangles():
-            mask = torch.tensor([[1] * len(p.ids) + [0] * (ids.shape[1] - len(p.ids)) for p in batch])
+            lengths = torch.tensor([len(self.prompts[i].ids) for i in batch])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
             logits = self.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            probs += [logits[i, p.rows][:, self.words].softmax(-1) for i, p in enumerate(batch)]
-        p = torch.cat(probs)
+            parts |= {i: logits[row, self.prompts[i].rows][:, self.words].softmax(-1) for row, i in enumerate(batch)}
+        p = self.in_order(parts)
         weights = torch.tensor([w for x in self.prompts for w in x.weights])
         sizes = torch.tensor([len(x.rows) for x in self.prompts])
         value, mass = (torch.segment_reduce(x, "sum", lengths=sizes) for x in (weights * (p[:, 0] - p[:, 1]), weights))
@@ -98,12 +113,12 @@ class Case:
         return JudgeScores(p, scores.flatten(), (centred / (std + 1e-6)).flatten())
 
     def ragged(self) -> JudgeScores:
-        ids, kept = [p.ids for p in self.prompts], [torch.empty(0)] * len(self.prompts)
-        for batch in pack(ids, self.max_tokens, share=False):
+        rows = {tuple(p.ids): i for i, p in enumerate(self.prompts)}
+        mine, parts = list(rows.values()), {}
+        for batch in pack(list(rows), self.max_tokens, share=False):
             hidden = infer(self.model, batch.on(self.model))
-            for i, at in batch.at.items():
-                kept[i] = hidden[at[self.prompts[i].rows]]
-        hidden = torch.cat(kept)
+            parts |= {mine[j]: hidden[at[self.prompts[mine[j]].rows]] for j, at in batch.at.items()}
+        hidden = self.in_order(parts)
         return self.verdicts(hidden, torch.arange(len(hidden)))
 
     def shared(self) -> JudgeScores:
@@ -121,7 +136,7 @@ class Case:
 
         out = {
             "dense": sum(ids.numel() for _, ids in self.rectangles()),
-            "ragged": sum(len(p.ids) for p in self.prompts),
+            "ragged": sum(map(len, {tuple(p.ids) for p in self.prompts})),
             "shared": packed([p.ids for p in self.prompts]),
         }
         if self.rubric_first is not None:
