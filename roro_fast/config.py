@@ -168,6 +168,35 @@ class EngineConfig:
 
 
 @dataclass
+class ProjectionConfig:
+    """The approximate KV handoff of `engine.projection`: off unless `maps` names fitted projections (`roro project`).
+
+    A map is refused above `max_kl` nats per token of mean next-token KL on held-out text; by Pinsker's inequality a
+    sampled token then changes with probability at most sqrt(max_kl / 2) on average, 0.1 at the default. `sources` is
+    the number of source layers a receiver layer is made from, `ridge` the strengths that `validation`, a share of the
+    texts, chooses from. `texts` answers are fitted on, `held_out` others gated on.
+    """
+
+    maps: list[str] = field(default_factory=list)
+    max_kl: float = 0.02
+    sources: int = 2
+    ridge: list[float] = field(default_factory=lambda: [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+    validation: float = 0.1
+    texts: int = 800
+    held_out: int = 200
+
+    def __post_init__(self) -> None:
+        require(all(self.maps), "projection.maps", "holds an empty path; name directories that `roro project` wrote")
+        at_least(self.max_kl, 0.0, "projection.max_kl")
+        for key, low in (("sources", 1), ("texts", 2), ("held_out", 1)):
+            at_least(getattr(self, key), low, f"projection.{key}")
+        require(len(self.ridge) > 0, "projection.ridge", "is empty; list strengths such as 1e-4")
+        for r in self.ridge:
+            positive(r, "projection.ridge")
+        require(0 < self.validation < 1, "projection.validation", f"{self.validation} is not in (0, 1); use e.g. 0.1")
+
+
+@dataclass
 class CollectConfig:
     """Which arms roll out how many samples of the first `n_queries` queries of `split`.
 
@@ -388,6 +417,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)

@@ -1,0 +1,8 @@
+"""Approximate KV handoff between different models: linear maps, fitted, gated, and only then used. Off by default."""
+
+from roro_fast.engine.projection.artifact import Gate, KVProjection, fingerprint
+from roro_fast.engine.projection.fit import fit
+from roro_fast.engine.projection.gate import gate, measure
+from roro_fast.engine.projection.record import RecordedKV, record_kv
+
+__all__ = ["Gate", "KVProjection", "RecordedKV", "fingerprint", "fit", "gate", "measure", "record_kv"]

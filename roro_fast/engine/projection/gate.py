@@ -1,0 +1,64 @@
+"""The quality gate: how far a projection moves the receiver's next-token distributions, against a stated bound."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from roro_fast.engine.projection.artifact import Gate, KVProjection
+from roro_fast.engine.projection.record import Tokens, sheets
+from roro_fast.errors import DataError
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.inference import logits
+from roro_fast.ops.kv_project import LinearMaps, Rotary, kv_project
+
+
+def rotary(model: Decoder) -> Rotary:
+    return Rotary(model.cos, model.sin)
+
+
+def maps_on(maps: LinearMaps, target: Decoder) -> LinearMaps:
+    """The maps on the receiver's device, weights in its dtype (float32 at most)."""
+    narrow = target.dtype if target.dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return LinearMaps(maps.weight.to(target.device, narrow), maps.bias.to(target.device), maps.layers.to(target.device))
+
+
+@torch.inference_mode()
+def measure(projection: KVProjection, source: Decoder, target: Decoder, texts: Tokens, seed: int = 0) -> Gate:
+    """Hand every text over once, at a random token, and compare the receiver with itself from there on.
+
+    All tokens before the cut are projected, the rest runs through the receiver; KL is taken at every token from the
+    cut to the end of the text, so later tokens count as much as the first. The bound is left infinite.
+    """
+    rng = np.random.default_rng(seed)
+    maps = maps_on(projection.maps, target)
+    kls, same = [], []
+    for sheet in sheets(target, [t for t in texts if len(t) > 1]):
+        nothing = np.zeros(len(sheet.texts), np.int64)
+        cut = rng.integers(1, sheet.lengths)
+        slots, positions = (torch.from_numpy(a).to(target.device) for a in sheet.index(nothing, cut))
+        after = torch.cat([torch.arange(n) >= c for n, c in zip(sheet.lengths.tolist(), cut.tolist(), strict=True)])
+        from_pages, to_pages = sheet.pages(source), sheet.pages(target)
+        sheet.run(source, from_pages, nothing)
+        exact = sheet.run(target, to_pages, nothing)[after.to(target.device)]
+        to_pages.zero_()
+        kv_project(from_pages, slots, rotary(source), to_pages, slots, rotary(target), positions, maps)
+        moved = sheet.run(target, to_pages, cut)
+        for e, m in zip(exact.split(1024), moved.split(1024), strict=True):
+            p, q = (logits(target, h).float().log_softmax(-1).double() for h in (e, m))
+            kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0).cpu())
+            same.append((p.argmax(-1) == q.argmax(-1)).cpu())
+    if not kls:
+        raise DataError("texts: none of two tokens or more; the gate needs some held-out text")
+    kl, top = torch.cat(kls), torch.cat(same).double()
+    kl = torch.where(kl.isnan(), torch.inf, kl)  # a map that makes NaN is as bad as can be
+    return Gate(float(kl.mean()), float(kl.quantile(0.99)), float(top.mean()), len(kl), float("inf"))
+
+
+def gate(
+    projection: KVProjection, source: Decoder, target: Decoder, texts: Tokens, max_kl: float, seed: int = 0
+) -> KVProjection:
+    """`projection` with its error on held-out `texts`; ConfigError if that is above `max_kl` nats per token."""
+    projection.check_models(source, target)
+    g = measure(projection, source, target, texts, seed)
+    return projection.gated(Gate(g.kl_mean, g.kl_p99, g.top1, g.tokens, max_kl)).accept()
