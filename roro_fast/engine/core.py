@@ -21,6 +21,7 @@ from roro_fast.engine.forward import Forward, Launched
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
 from roro_fast.engine.policy import RoutingPolicy
+from roro_fast.engine.projection.catch_up import ProjectedCatchUp, Projections
 from roro_fast.engine.request import Request
 from roro_fast.engine.score import score_prompts
 from roro_fast.engine.slots import Phase, Slots
@@ -40,7 +41,8 @@ class StepEngine:
     prompts are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all
     models before waiting for the first, so that they run side by side and a row that is routed in this iteration is
     written from the next. graphs: pad decode batches and replay them as CUDA graphs. Both are on by default on a GPU;
-    results are the same.
+    results are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the
+    source's KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StepEngine:
         max_model_len: int | None = None,
         overlap: bool | None = None,
         graphs: bool | None = None,
+        projections: Projections | None = None,
     ) -> None:
         if not models:
             raise ConfigError("models: the pool is empty; give at least one model")
@@ -89,6 +92,8 @@ class StepEngine:
             max_tokens=max_batch_tokens,
             graph_rows=max_num_seqs if (on_gpu if graphs is None else graphs) else 0,
         )
+        if projections:
+            self.forward.projecting = ProjectedCatchUp(models, self.kv, self.slots, projections)
         self._draft_states = torch.zeros(max_num_seqs, models[0].config.hidden_size, device=models[0].device)
         self.waiting: deque[tuple[int, Request, RoutingPolicy | None]] = deque()
         self.iterations = 0
@@ -170,6 +175,8 @@ class StepEngine:
         self._ids += 1
         self._admit(target, self._ids, request, policy)
         self.kv.fork(source, target)
+        if self.forward.projecting is not None:
+            self.forward.projecting.fork(source, target)
         for mine in self._rollouts:
             if request_id in mine:
                 mine.add(self._ids)
@@ -257,6 +264,8 @@ class StepEngine:
         self.slots.admit(s, request, policy, request_id)
         self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
         self._end[s] = ""
+        if self.forward.projecting is not None:
+            self.forward.projecting.admit(s)
 
     def _scout(self, launched: Launched, chosen: np.ndarray) -> boundary.Scout:
         """What model 0 saw of the rows at positions `chosen` of its forward.
@@ -386,7 +395,10 @@ class StepEngine:
         return finish.decode(self.tokenizer, steps)
 
     def _finish(self, s: int, reason: str) -> None:
-        self._done.append(finish.trajectory(self.slots, s, reason, self.models, time.perf_counter()))
+        done = finish.trajectory(self.slots, s, reason, self.models, time.perf_counter())
+        if self.forward.projecting is not None:
+            self.forward.projecting.label(s, done)
+        self._done.append(done)
         self._release(s)
 
     def _release(self, s: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from roro_fast.engine.graphs import DecodeGraphs, DecodeRows
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
+from roro_fast.engine.projection.catch_up import ProjectedCatchUp
 from roro_fast.engine.rng import uniforms
 from roro_fast.engine.slots import Slots
 from roro_fast.engine.transfer import Download, upload
@@ -56,6 +57,7 @@ class Forward:
     ) -> None:
         self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
         self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         for stream in filter(None, self._streams):
             stream.wait_stream(torch.cuda.current_stream(stream.device))  # the KV arena and the weights are ready
@@ -86,6 +88,8 @@ class Forward:
         None when no row could get memory.
         """
         with self.on(m):
+            if self.projecting is not None:
+                self.projecting.project(m, rows, lambda: self._meet(m))
             preempted = self.kv.stats.preemptions
             with mark("schedule"):
                 rows, start, count, keys = self.memory.schedule(m, rows, self.max_tokens)
@@ -105,6 +109,13 @@ class Forward:
             for other in self._streams:
                 if other is not None and other is not mine:
                     mine.wait_stream(other)
+
+    def _meet(self, m: int) -> None:
+        """Let all streams wait for each other."""
+        self._after_all(m)
+        for other in filter(None, self._streams):
+            if (mine := self._streams[m]) is not None and other is not mine:
+                other.wait_stream(mine)
 
     def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> Launched:
         slots, kv, context = self.slots, self.kv, start + count
