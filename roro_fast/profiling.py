@@ -1,7 +1,7 @@
 """NVTX ranges at phase level, always on: without a profiler a range costs less than a tenth of a microsecond.
 
 Nsight Systems shows them (`bench/profile.sh`). RORO_PROFILE=torch turns them into `torch.profiler` ranges instead, for
-machines without Nsight. Without the `nvtx` package they do nothing.
+machines without Nsight, RORO_PROFILE=off takes them out. Without the `nvtx` package they do nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
+from roro_fast.errors import ConfigError
+
 DOMAIN = "roro_fast"
-COLORS = {"schedule": "blue", "forward": "green", "sample": "orange", "route": "red", "judge": "purple"}
+COLORS = {
+    "schedule": "blue", "forward": "green", "catch-up": "yellow", "sample": "orange", "route": "red",
+    "judge": "purple", "train": "brown",
+}  # fmt: skip
 
 
 class Range(Protocol):
@@ -67,8 +72,13 @@ class _Torch:
 @cache
 def mark(name: str) -> Range:
     """The range `name`, one object per name: "forward/large" is coloured as a "forward"."""
-    if os.environ.get("RORO_PROFILE") == "torch":
+    kind = os.environ.get("RORO_PROFILE", "") or "nvtx"
+    if kind not in ("nvtx", "torch", "off"):
+        raise ConfigError(f"RORO_PROFILE: {kind!r}; use nvtx, torch or off")
+    if kind == "torch":
         return _Torch(name)
+    if kind == "off":
+        return _Silent()
     try:
         import nvtx
     except ImportError:

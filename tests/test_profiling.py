@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from roro_fast import profiling
+from roro_fast.errors import ConfigError
 from roro_fast.profiling import mark
 
 
@@ -37,6 +38,14 @@ def test_an_unwatched_range_costs_microseconds_at_most() -> None:
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(20)) < 5e-3  # 1000 ranges; an iteration of the engine has about ten
+
+
+def test_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RORO_PROFILE", "nsight")
+    with pytest.raises(ConfigError, match="RORO_PROFILE: 'nsight'; use nvtx, torch or off"):
+        mark("sample")
+    monkeypatch.setenv("RORO_PROFILE", "off")
+    assert isinstance(mark("sample"), profiling._Silent)
 
 
 def test_ranges_reach_a_torch_trace(monkeypatch: pytest.MonkeyPatch) -> None:

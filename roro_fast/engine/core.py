@@ -30,6 +30,7 @@ from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
+from roro_fast.profiling import mark
 
 
 class StepEngine:
@@ -294,8 +295,9 @@ class StepEngine:
     def _collect(self, launched: Launched, asked: Sequence[boundary.Asked] = ()) -> None:
         """Wait for a forward's samples, decide its scouted rows and append the tokens of those it writes."""
         if len(launched.rows):
-            with self.forward.on(launched.model):
-                self._take(launched, launched.fetched.wait(), asked)
+            sampled = launched.fetched.wait()
+            with self.forward.on(launched.model), mark("record"):
+                self._take(launched, sampled, asked)
 
     def _take(self, launched: Launched, sampled: list[np.ndarray], asked: Sequence[boundary.Asked]) -> None:
         slots, m, rows, hidden = self.slots, launched.model, launched.rows, launched.hidden

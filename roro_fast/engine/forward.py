@@ -62,7 +62,13 @@ class Forward:
         for stream in filter(None, self._streams):
             stream.wait_stream(torch.cuda.current_stream(stream.device))  # the KV arena and the weights are ready
         self._graphs = [self._graphs_of(m, graph_rows) if graph_rows else None for m in range(len(models))]
-        self._marks = [mark(f"forward/{m}") for m in range(len(models))]
+        self.name_ranges()
+
+    def name_ranges(self) -> None:
+        """Look the profiler's ranges up, once: per model one for decode batches, one for those with catch-up rows."""
+        models = range(len(self.models))
+        self._decode_marks = [mark(f"forward/{m}") for m in models]
+        self._catch_up_marks = [mark(f"catch-up/{m}") for m in models]
 
     def _graphs_of(self, m: int, rows: int) -> DecodeGraphs:
         kv, model = self.kv, self.models[m]
@@ -129,9 +135,9 @@ class Forward:
         ends, rows = np.cumsum(count)[whole] - 1, rows[whole]
         draws = uniforms(slots.key[rows], slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE)
         settings = draws, slots.temperature[rows], slots.top_k[rows], slots.top_p[rows]
-        graphs = self._graphs[m]
-        with self._marks[m]:
-            if graphs is not None and len(rows) == len(batch.ids) <= graphs.max_rows:
+        graphs, decoding = self._graphs[m], len(rows) == len(batch.ids)
+        with (self._decode_marks if decoding else self._catch_up_marks)[m]:
+            if graphs is not None and decoding and len(rows) <= graphs.max_rows:
                 decode = DecodeRows(batch.ids, batch.positions, batch.slots, table, context, *settings, prefix)
                 hidden, sampled = graphs.run(decode)
             else:

@@ -81,7 +81,7 @@ def learned(ctx: Context, arm: str, on_finish: Callable[[Trajectory], None] | No
     path = ctx.run.path / ROUTERS / arm
     if not path.is_dir():
         raise CheckpointError(f"{path}: no trained router; run `roro train` first or drop {arm!r} from eval.arms")
-    policy = PolicyNetwork.from_pretrained(path)
+    policy = PolicyNetwork.from_pretrained(path).to(ctx.bench.models[0].device)
     run = runner(ctx, "calibrate", on_finish)
     large = run.trajectories(Constant(len(ctx.bench.models) - 1, "all_large"), "all_large")
     flops = {t.query_id: t.cost.generated_flops for t in large}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
 from roro_fast.models.decoder import Decoder
+from roro_fast.profiling import mark
 
 IGNORE = -100
 Tick = Callable[[], None]  # called after every update, for progress bars
@@ -48,9 +49,10 @@ class LMTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr if lr is None else lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
+        with mark("train/lm"):
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.optimizer.step()
         self.tick()
         return float(norm)
 

@@ -23,7 +23,8 @@ def collect(ctx: Context) -> dict[str, Any]:
     queries = ctx.prompts(c.split, c.n_queries)
     limits = ctx.limits(c.temperature)
     num_models = len(ctx.bench.models)
-    policy = PolicyNetwork.from_pretrained(c.policy) if "policy" in c.arms else None
+    device = ctx.bench.models[0].device
+    policy = PolicyNetwork.from_pretrained(c.policy).to(device) if "policy" in c.arms else None
     first = list(
         first_wave(
             queries,

@@ -13,6 +13,7 @@ import torch
 from roro_fast.config import RouterConfig
 from roro_fast.engine import Request, StepEngine, Trajectory
 from roro_fast.engine.rng import stream_key
+from roro_fast.profiling import mark
 from roro_fast.routing.policy import PolicyNetwork
 from roro_fast.tasks.base import Query, Task
 from roro_fast.train.rewards import ProcessReward, combine, group_advantage
@@ -29,13 +30,15 @@ class DecisionBatch:
     advantages: torch.Tensor
 
     @classmethod
-    def of(cls, trajectories: Sequence[Trajectory], advantages: np.ndarray) -> DecisionBatch:
+    def of(
+        cls, trajectories: Sequence[Trajectory], advantages: np.ndarray, device: torch.device | None = None
+    ) -> DecisionBatch:
         flat = [(d, a) for t, a in zip(trajectories, advantages.tolist(), strict=True) for d in t.decisions]
         return cls(
-            torch.tensor([d.features for d, _ in flat], dtype=torch.float32),
-            torch.tensor([d.action for d, _ in flat]),
-            torch.tensor([d.logprob for d, _ in flat]),
-            torch.tensor([a for _, a in flat], dtype=torch.float32),
+            torch.tensor([d.features for d, _ in flat], dtype=torch.float32, device=device),
+            torch.tensor([d.action for d, _ in flat], device=device),
+            torch.tensor([d.logprob for d, _ in flat], device=device),
+            torch.tensor([a for _, a in flat], dtype=torch.float32, device=device),
         )
 
 
@@ -90,12 +93,14 @@ class RouterTrainer:
         """One round of rollouts and updates; returns the metrics of the round."""
         trajectories = self.rollouts(self._requests())
         if self.step == 0:
-            self.policy.standardize(torch.tensor([d.features for t in trajectories for d in t.decisions]))
+            features = [d.features for t in trajectories for d in t.decisions]
+            self.policy.standardize(torch.tensor(features, device=self.policy.w1.device))
         process = np.zeros(len(trajectories)) if self.process is None else self.process.score(trajectories)
         c = self.config
         rewards = combine(trajectories, self.all_large, c.lambda_cost, c.beta, process)
         advantages = group_advantage(rewards.total, [t.query_id for t in trajectories], c.scale_rewards)
-        stats = self._update(DecisionBatch.of(trajectories, advantages))
+        with mark("train/router"):
+            stats = self._update(DecisionBatch.of(trajectories, advantages, self.policy.w1.device))
         self.step += 1
         large = [np.mean([m > 0 for m in t.models]) for t in trajectories]
         return {

@@ -93,7 +93,7 @@ def new_policy(ctx: Context, config: RouterConfig, seed: int) -> PolicyNetwork:
             action_space=config.action_space,
         ),
         seed=seed,
-    )
+    ).to(models[0].device)
 
 
 def train_arm(
