@@ -7,6 +7,8 @@ import torch
 
 from roro_fast.engine.packing import pack
 from roro_fast.errors import CapacityError, CheckpointError, ConfigError
+from roro_fast.ops.judge_score import judge_score
+from roro_fast.rubric import judge as judge_module
 from roro_fast.rubric.format import parse
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.render import view_of
@@ -78,6 +80,13 @@ def test_rewards_are_the_scores_of_the_differentiable_forward(judge, inputs):
             torch.testing.assert_close(a, b.detach(), atol=1e-4, rtol=0)
         assert not out.scores.requires_grad and not out.scores.is_inference()
     assert judge.rewards(inputs).advantages is None
+
+
+def test_one_op_scores_a_whole_rollout_batch(judge, inputs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(judge_module, "judge_score", lambda *a: calls.append(len(a[1])) or judge_score(*a))
+    judge.rewards(inputs, torch.tensor([0, 4, 6]), max_tokens=1)
+    assert calls == [sum(len(x.rubric) for x in inputs)]
 
 
 def test_advantages_are_normalised_in_groups(judge, inputs):
