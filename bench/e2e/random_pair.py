@@ -20,11 +20,11 @@ from roro_fast.models.loading import assign
 
 DELIMITER_PROBABILITY = 1 / 16
 DELIMITER = "\n\n"
-STD = 0.02
+STD = 0.02  # of embeddings, and of matrices too unless a size asks for more
 
 
 def _qwen3(
-    layers: int, hidden: int, heads: int, kv: int, inter: int, tie: bool, vocab: int, dim: int
+    layers: int, hidden: int, heads: int, kv: int, inter: int, tie: bool, vocab: int, dim: int, std: float = STD
 ) -> dict[str, Any]:
     return {
         "model_type": "qwen3",
@@ -39,16 +39,18 @@ def _qwen3(
         "max_position_embeddings": 40960,
         "rope_theta": 1000000.0,
         "rms_norm_eps": 1e-6,
+        "initializer_range": std,
     }
 
 
-# Qwen3-0.6B and Qwen3-8B as published; tiny ones of the same family for tests.
+# Qwen3-0.6B and Qwen3-8B as published; tiny ones of the same family for tests. A tiny model's matrices are larger, so
+# that what its layers add outweighs the embedding: under tied weights that alone would repeat the last token.
 SIZES = {
     "qwen3": [
         _qwen3(28, 1024, 16, 8, 3072, True, 151936, 128),
         _qwen3(36, 4096, 32, 8, 12288, False, 151936, 128),
     ],
-    "tiny": [_qwen3(n, 64, 4, 2, 128, True, 512, 32) for n in (1, 2, 3, 4)],
+    "tiny": [_qwen3(n, 64, 4, 2, 128, True, 512, 32, 0.2) for n in (1, 2, 3, 4)],
 }
 
 
@@ -63,12 +65,14 @@ def config_of(spec: dict[str, Any]) -> DecoderConfig:
     return DecoderConfig.from_hf(hf_config(spec))
 
 
-def drawn(name: str, shape: torch.Size, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """The tensor of that Hugging Face name: norms are 1, everything else is normal with standard deviation 0.02."""
+def drawn(name: str, shape: torch.Size, std: float, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """The tensor of that Hugging Face name: norms are 1, everything else is normal around 0."""
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=dtype, device=device)
     g = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    return torch.empty(shape, dtype=dtype, device=device).normal_(0.0, STD, generator=g)
+    return torch.empty(shape, dtype=dtype, device=device).normal_(
+        0.0, STD if "embed" in name or "head" in name else std, generator=g
+    )
 
 
 def hf_model(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
@@ -84,7 +88,7 @@ def hf_model(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
         torch.set_default_dtype(before)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(drawn(name, p.shape, dtype, device))
+            p.copy_(drawn(name, p.shape, spec["initializer_range"], dtype, device))
     return model.eval()
 
 
@@ -104,7 +108,7 @@ def hf_tensors(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Iterabl
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(hf_config(spec))
     for name, p in skeleton.named_parameters():
-        yield name, drawn(name, p.shape, dtype, device)
+        yield name, drawn(name, p.shape, spec["initializer_range"], dtype, device)
 
 
 def delimiter_ids(vocab_size: int, probability: float = DELIMITER_PROBABILITY) -> range:

@@ -126,7 +126,9 @@ def needed(work: Workload) -> tuple[list[int], list[float]]:
             end += n
             seen[model] = end - 1
         for m, n in enumerate(seen):
-            start = len(s.prompt) - 1 if n and (s.group, m) in shared else 0
+            if not n:
+                continue
+            start = len(s.prompt) - 1 if (s.group, m) in shared else 0
             shared.add((s.group, m))
             tokens[m] += max(n - start, 0)
             pairs[m] += span_pairs(start, n)
