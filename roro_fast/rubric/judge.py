@@ -97,20 +97,25 @@ class Judge:
         return self._verdicts(hidden, rows, prompts, group_offsets)
 
     @torch.no_grad()
-    def rewards(
-        self, inputs: Sequence[JudgeInput], group_offsets: torch.Tensor | None = None, max_tokens: int = 4096
+    def read(
+        self, prompts: Sequence[JudgePrompt], group_offsets: torch.Tensor | None = None, max_tokens: int = 4096
     ) -> JudgeScores:
-        """Scores of all inputs, and advantages within groups, on the model's device: nothing waits for the host.
+        """What `forward` gives, without gradients and for any number of prompts.
 
         Ragged forwards of at most `max_tokens` computed tokens each, in which what prompts begin with in common is
-        computed once; then one `judge_score` over all verdict slots. probs: slots in input order, not differentiable.
+        computed once; then one `judge_score` over all verdict slots. Nothing waits for the host.
         """
-        index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}
-        encoded = self.encode(list(index))
-        prompts = [encoded[index[x]] for x in inputs]
         with mark("judge"):
             hidden, rows = states(self.model, [p.ids for p in prompts], [p.rows for p in prompts], max_tokens)
             return self._verdicts(hidden, rows, prompts, group_offsets)
+
+    def rewards(
+        self, inputs: Sequence[JudgeInput], group_offsets: torch.Tensor | None = None, max_tokens: int = 4096
+    ) -> JudgeScores:
+        """Scores of all inputs, and advantages within groups of neighbouring ones, left on the model's device."""
+        index = {x: i for i, x in enumerate(dict.fromkeys(inputs))}
+        encoded = self.encode(list(index))
+        return self.read([encoded[index[x]] for x in inputs], group_offsets, max_tokens)
 
     def score(self, inputs: Sequence[JudgeInput], max_tokens: int = 4096) -> list[Judgement]:
         """Judgements in input order; forwards compute at most `max_tokens` tokens. Equal inputs are read once."""

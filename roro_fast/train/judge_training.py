@@ -153,9 +153,7 @@ def train_judge(
             share = (1 / (len(batch) * config.group_size * length))[:, None].expand_as(advantage)
             ref = None
             if reference is not None:
-                with torch.no_grad():
-                    frozen_probs = reference.forward(prompts).probs[slots]
-                ref = _tempered(frozen_probs, config.temperature).gather(1, actions).flatten()
+                ref = _tempered(reference.read(prompts).probs[slots], config.temperature).gather(1, actions).flatten()
             result = grpo_loss(
                 taken.flatten(),
                 taken.detach().flatten(),
