@@ -44,8 +44,8 @@ def measure(projection: KVProjection, source: Decoder, target: Decoder, texts: T
         to_pages.zero_()
         kv_project(from_pages, slots, rotary(source), to_pages, slots, rotary(target), positions, maps)
         moved = sheet.run(target, to_pages, cut)
-        for e, m in zip(exact.split(1024), moved.split(1024), strict=True):
-            p, q = (logits(target, h).float().log_softmax(-1).double() for h in (e, m))
+        for e, m in zip(exact.split(256), moved.split(256), strict=True):
+            p, q = (logits(target, h).double().log_softmax(-1) for h in (e, m))
             kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0).cpu())
             same.append((p.argmax(-1) == q.argmax(-1)).cpu())
     if not kls:
