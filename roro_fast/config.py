@@ -106,6 +106,7 @@ class ModelsConfig:
     """The pool, smallest first. A path is a model directory or a packaged name such as 'nano/small'.
 
     `layers` keeps only the first layers of a model (0: all), one entry per model; an empty list keeps all layers.
+    `device` is one for all models, or one each: 'cuda:0,cuda:1'. Router, Rubricor and Judge live on the first.
     """
 
     paths: list[str] = field(default_factory=lambda: ["nano/small", "nano/large"])
@@ -132,7 +133,18 @@ class ModelsConfig:
         for n in self.layers:
             at_least(n, 0, "models.layers")
         choose(self.dtype, "models.dtype", DTYPES)
-        require(bool(self.device), "models.device", "is empty; use 'cpu' or 'cuda'")
+        require(all(self.devices), "models.device", "is empty; use 'cpu' or 'cuda'")
+        require(
+            len(self.devices) == k,
+            "models.device",
+            f"{len(self.devices)} devices for {k} models; give one for all, or one each",
+        )
+
+    @property
+    def devices(self) -> list[str]:
+        """The device of each model."""
+        named = [d.strip() for d in self.device.split(",")]
+        return named * len(self.paths) if len(named) == 1 else named
 
 
 @dataclass

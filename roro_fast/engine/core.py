@@ -36,12 +36,13 @@ from roro_fast.profiling import mark
 class StepEngine:
     """K models that share a tokenizer, one scheduler, one KV arena.
 
-    models: smallest first; their vocabularies may be padded differently, ids past the smallest one are never sampled.
-    delimiter: text that ends a step, in one token or spelled over several. max_num_seqs: concurrent sequences.
-    kv_bytes: size of the KV arena for all models together. max_batch_tokens: tokens one forward may hold, longer
-    prompts are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all
-    models before waiting for the first, so that they run side by side and a row that is routed in this iteration is
-    written from the next. graphs: pad decode batches and replay them as CUDA graphs. Both are on by default on a GPU;
+    models: smallest first, each on the device where it is (one for all, or one each); their vocabularies may be padded
+    differently, ids past the smallest one are never sampled. delimiter: text that ends a step, in one token or spelled
+    over several. max_num_seqs: concurrent sequences. kv_bytes: size of the KV arena of a device. max_batch_tokens:
+    tokens one forward may hold, longer prompts are chunked. max_model_len: context cap, default the smallest model's.
+    overlap: queue the forwards of all models before waiting for the first, so that they run side by side and a row that
+    is routed in this iteration is written from the next. graphs: pad decode batches and replay them as CUDA graphs.
+    Both are on by default on a GPU;
     results are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the
     source's KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
     """

@@ -1,4 +1,4 @@
-"""Paged KV of K models in one byte-budgeted arena, with a prefix cache and copy-on-write.
+"""Paged KV of K models in one byte-budgeted arena a device, with a prefix cache and copy-on-write.
 
 The arena is cut in equal slabs. A slab belongs to one model at a time and holds a whole number of that model's pages,
 so memory moves between models as the routing shifts. A page holds all layers of `page_size` tokens:
@@ -7,7 +7,6 @@ so memory moves between models as the routing shifts. A page holds all layers of
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from roro_fast.engine.pages import PagePool, chain_hashes, root_hash
-from roro_fast.errors import CapacityError, ConfigError
+from roro_fast.engine.arena import Arena
+from roro_fast.engine.pages import chain_hashes, root_hash
+from roro_fast.errors import CapacityError
 from roro_fast.models.decoder import Decoder
 from roro_fast.ops.kv_handoff import copy_pages
 
@@ -43,23 +43,10 @@ class KVCache:
     """Page tables of `num_slots` sequences for every model: `table[m]` [slots, pages] and `kv_len` [K, slots] int64."""
 
     def __init__(self, models: list[Decoder], *, kv_bytes: int, page_size: int, num_slots: int, max_len: int) -> None:
-        page_bytes = [m.config.kv_bytes_per_token(m.dtype.itemsize) * page_size for m in models]
-        slab = math.lcm(*page_bytes)
-        num_slabs = kv_bytes // slab
-        if num_slabs < 1:
-            raise ConfigError(f"engine.kv_bytes: {kv_bytes} is smaller than one slab of {slab} bytes; raise it")
-        per_slab = [slab // b for b in page_bytes]
-        self.page_size, self.num_models = page_size, len(models)
-        self.page_bytes = page_bytes
-        self.capacity = [num_slabs * n for n in per_slab]  # pages, when a model has the whole arena
-        self.pool = PagePool(num_slabs, per_slab)
-        # One slab more than the pool hands out: its first page is where padded rows of a CUDA graph write.
-        arena = torch.empty((num_slabs + 1) * slab, dtype=torch.uint8, device=models[0].device)
-        self.pages = [
-            arena.view(m.dtype).view(-1, m.config.num_layers, 2, page_size, m.config.num_kv_heads, m.config.head_dim)
-            for m in models
-        ]
-        self.scratch = list(self.capacity)
+        arena = Arena(models, kv_bytes, page_size)
+        self.page_size, self.num_models, self.device_group = page_size, len(models), np.array(arena.group)
+        self.page_bytes, self.capacity, self.scratch = arena.page_bytes, arena.capacity, arena.scratch
+        self.pool, self.pages = arena.pool, arena.pages
         width = -(-max_len // page_size)
         self.table = np.zeros((len(models), num_slots, width), np.int64)
         self.num_pages = np.zeros((len(models), num_slots), np.int64)
@@ -97,7 +84,7 @@ class KVCache:
     def alloc(self, m: int, n: int) -> list[int]:
         """n pages or []; evicts unused prefix-cache pages of any model first if that is what it takes."""
         pages = self.pool.alloc(m, n)
-        while not pages and self._evict_one():
+        while not pages and self._evict_one(m):
             pages = self.pool.alloc(m, n)
         return pages
 
@@ -209,10 +196,11 @@ class KVCache:
         """Pages that model m can get without taking anything from a sequence."""
         return self.pool.available(m) + sum(self.pool.refcount(m, e.page) == 1 for e in self._cached[m].values())
 
-    def _evict_one(self) -> bool:
-        """Drop the least recently used cached page that no sequence holds, from the model that caches most bytes."""
-        order = sorted(range(self.num_models), key=lambda m: -len(self._cached[m]) * self.page_bytes[m])
-        for m in order:
+    def _evict_one(self, wanting: int) -> bool:
+        """Drop the least recently used cached page that no sequence holds, from the model that caches most bytes on
+        the device of model `wanting`."""
+        mine = np.flatnonzero(self.device_group == self.device_group[wanting]).tolist()
+        for m in sorted(mine, key=lambda m: -len(self._cached[m]) * self.page_bytes[m]):
             for key, entry in self._cached[m].items():
                 if self.pool.refcount(m, entry.page) == 1:
                     del self._cached[m][key]

@@ -122,7 +122,7 @@ class Memory:
     def _relieve(self, m: int, s: int) -> bool:
         """Take pages from somebody, least painful first. False when nothing is left to take from younger sequences."""
         kv, slots = self.kv, self.slots
-        held = kv.num_pages > 0
+        held = (kv.num_pages > 0) & (kv.device_group == kv.device_group[m])[:, None]  # elsewhere it would not help
         idle = held & (np.arange(kv.num_models)[:, None] != slots.writer)
         idle[0] &= slots.phase != Phase.SCOUT
         idle[m, s] = False

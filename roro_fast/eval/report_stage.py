@@ -147,7 +147,7 @@ def judged(
     if not prompts or not (run.path / JUDGE).is_dir() or not (run.path / RUBRICOR).is_dir():
         return {}, {}
     judge: Judge = load_judge(run)
-    rubricor = Rubricor.load(run.path / RUBRICOR, device=ctx.config.models.device)
+    rubricor = Rubricor.load(run.path / RUBRICOR, device=ctx.config.models.devices[0])
     drafts = rubricor.write(list(prompts.values()), max_new_tokens=ctx.config.rubric.max_tokens)
     rubrics = {q: d[0].rubric for q, d in zip(prompts, drafts, strict=True)}
     good = {q: r for q, r in rubrics.items() if isinstance(r, Rubric)}

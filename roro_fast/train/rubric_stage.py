@@ -25,7 +25,7 @@ _CHUNK = 256  # queries per call of the Rubricor, for a moving progress bar
 def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     """The untrained Judge and Rubricor that the config names, with this run's model labels."""
     c, labels = ctx.config.rubric, ctx.config.models.labels
-    device = ctx.config.models.device
+    device = ctx.config.models.devices[0]
     judge = Judge.load(resolve_model(c.judge, "rubric.judge"), labels, device)
     rubricor = Rubricor.load(resolve_model(c.rubricor, "rubric.rubricor"), labels, device)
     rubricor.closed_grammar = ctx.config.task.name == "ledger"
@@ -97,7 +97,7 @@ def load_judge(run: RunDirectory) -> Judge:
     """The trained Judge of a run."""
     if not (run.path / JUDGE).is_dir():
         raise CheckpointError(f"{run.path / JUDGE}: no trained Judge; run the rubric stage first (`roro train`)")
-    return Judge.load(run.path / JUDGE, device=run.config.models.device)
+    return Judge.load(run.path / JUDGE, device=run.config.models.devices[0])
 
 
 def load_rubrics(run: RunDirectory) -> dict[str, Rubric]:

@@ -78,23 +78,27 @@ def shared_tokenizer(paths: list[Path]) -> Any:
     return first
 
 
-def device_of(config: ModelsConfig) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
     except RuntimeError as e:
-        raise ConfigError(f"models.device: {config.device!r} is not a device; use 'cpu' or 'cuda'") from e
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"models.device: {config.device!r} asked for, but torch sees no GPU here; use 'cpu'")
-    return device
+        raise ConfigError(f"models.device: {name!r} is not a device; use 'cpu' or 'cuda'") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"models.device: {name!r} asked for, but torch sees {found or 'no'} GPU here; use 'cpu'")
+    # Named by its number, so that "cuda" and "cuda:0" are one device.
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
     """(decoders smallest first, tokenizer). Raises ConfigError or CheckpointError naming the model at fault."""
-    device, dtype = device_of(config), getattr(torch, config.dtype)
+    devices, dtype = [device_of(d) for d in config.devices], getattr(torch, config.dtype)
     paths = [resolve_model(p) for p in config.paths]
     tokenizer = shared_tokenizer(paths)
     layers = config.layers or [0] * len(paths)
-    models = [load_decoder(p, dtype, device, layers=n or None) for p, n in zip(paths, layers, strict=True)]
+    models = [
+        load_decoder(p, dtype, device, layers=n or None) for p, device, n in zip(paths, devices, layers, strict=True)
+    ]
     sizes = [m.config.num_params for m in models]
     if sizes != sorted(sizes):
         listed = ", ".join(f"{label} {n:,}" for label, n in zip(config.labels, sizes, strict=True))
