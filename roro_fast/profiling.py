@@ -1,12 +1,14 @@
 """NVTX ranges at phase level, always on: without a profiler a range costs less than a tenth of a microsecond.
 
 Nsight Systems shows them (`bench/profile.sh`). RORO_PROFILE=torch turns them into `torch.profiler` ranges instead, for
-machines without Nsight, RORO_PROFILE=off takes them out. Without the `nvtx` package they do nothing.
+machines without Nsight, RORO_PROFILE=times adds up wall-clock seconds by name (`seconds`), RORO_PROFILE=off takes them
+out. Without the `nvtx` package they do nothing.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from functools import cache
 from typing import Any, Protocol
 
@@ -69,14 +71,39 @@ class _Torch:
         self._open.pop().__exit__(None, None, None)
 
 
+class _Times:
+    """Wall-clock seconds between entering and leaving, added up; a name must not nest in itself."""
+
+    __slots__ = ("_since", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+_times: dict[str, _Times] = {}
+
+
+def seconds() -> dict[str, float]:
+    """Seconds spent in each range since the process began; empty unless RORO_PROFILE=times. Nested ranges overlap."""
+    return {name: t.seconds for name, t in _times.items()}
+
+
 @cache
 def mark(name: str) -> Range:
     """The range `name`, one object per name: "forward/large" is coloured as a "forward"."""
     kind = os.environ.get("RORO_PROFILE", "") or "nvtx"
-    if kind not in ("nvtx", "torch", "off"):
-        raise ConfigError(f"RORO_PROFILE: {kind!r}; use nvtx, torch or off")
+    if kind not in ("nvtx", "torch", "times", "off"):
+        raise ConfigError(f"RORO_PROFILE: {kind!r}; use nvtx, torch, times or off")
     if kind == "torch":
         return _Torch(name)
+    if kind == "times":
+        return _times.setdefault(name, _Times())
     if kind == "off":
         return _Silent()
     try:

@@ -42,10 +42,20 @@ def test_an_unwatched_range_costs_microseconds_at_most() -> None:
 
 def test_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RORO_PROFILE", "nsight")
-    with pytest.raises(ConfigError, match="RORO_PROFILE: 'nsight'; use nvtx, torch or off"):
+    with pytest.raises(ConfigError, match="RORO_PROFILE: 'nsight'; use nvtx, torch, times or off"):
         mark("sample")
     monkeypatch.setenv("RORO_PROFILE", "off")
     assert isinstance(mark("sample"), profiling._Silent)
+
+
+def test_times_add_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RORO_PROFILE", "times")
+    before = profiling.seconds()
+    for _ in range(2):
+        with mark("forward/timed"), mark("sample/timed"):
+            time.sleep(0.01)
+    spent = {k: v - before.get(k, 0.0) for k, v in profiling.seconds().items()}
+    assert 0.02 <= spent["sample/timed"] <= spent["forward/timed"] < 1
 
 
 def test_ranges_reach_a_torch_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ _VLLM = {
 }
 
 CATALOGUE = {
-    "roro_fast": Entry("ours", "this engine", files="any"),
+    "roro_fast": Entry("ours", "this engine", files="any", env={"RORO_PROFILE": "times"}),
     "hf_reprefill": Entry("hf_reprefill", "HF generate, re-prefill at switches", files="any", preload=True),
     "hf_cached": Entry("hf_cached", "HF loop, KV cache per model, batched", files="any", preload=True),
     "vllm_cpu": Entry("vllm_cpu", "two vLLM engines", venv="vllm_cpu", devices=("cpu",), env=_VLLM, preload=True),

@@ -13,6 +13,7 @@ import torch
 
 from bench.e2e.workload import Sequence, Workload, span_pairs
 from bench.peers.base import Outcome, Peer, Pool
+from roro_fast import profiling
 from roro_fast.engine import BoundaryBatch, Decisions, Request, StepEngine
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import native
@@ -103,7 +104,7 @@ class Ours(Peer):
         tokens: list[list[int]] = [[] for _ in rows]
         steps: list[float] = []
         ran, pairs = [0] * k, [0.0] * k
-        generated = total = 0.0
+        phases = profiling.seconds()
         begin = time.perf_counter()
         # The engine never runs more than its own slots; a smaller workload is fed as its sequences finish.
         waiting, active = list(reversed(rows.items())), 0
@@ -122,21 +123,31 @@ class Ours(Peer):
                     raise RuntimeError(f"sequence {at}: its steps are not those of the script")
                 for m, n in enumerate(t.cost.forward_tokens):
                     ran[m] += n
-                generated += t.cost.generated_flops
-                total += t.cost.total_flops
         seconds = time.perf_counter() - begin
         for s in work.sequences:
             for m, n in enumerate(_seen(s, k)):
                 pairs[m] += span_pairs(0, n)
         saved = [int(h[0]) for h in self.hits]
+        extra: dict[str, Any] = {"iterations": engine.iterations - before, "cached_tokens": saved}
+        extra |= _phases(phases, profiling.seconds(), seconds, str(engine.models[0].device))
         return Outcome(
             seconds,
             tokens,
             steps,
             [a - b for a, b in zip(ran, saved, strict=True)],
             [a - h[1] for a, h in zip(pairs, self.hits, strict=True)],
-            {"iterations": engine.iterations - before, "cached_tokens": saved, "total_flops_as_if_alone": total},
+            extra,
         )
+
+
+def _phases(before: dict[str, float], after: dict[str, float], total: float, device: str) -> dict[str, Any]:
+    """Shares of the time per phase; on a CPU also that of everything but model forwards (sampling is not one)."""
+    spent = {k: (v - before.get(k, 0.0)) / total for k, v in after.items()}
+    out: dict[str, Any] = {"phase_shares": {k: round(v, 4) for k, v in sorted(spent.items()) if v > 0}}
+    if device == "cpu" and spent:
+        forward = sum(v for k, v in spent.items() if k.startswith(("forward", "catch-up")))
+        out["outside_forward"] = round(1 - forward + spent.get("sample", 0.0), 4)
+    return out
 
 
 def _seen(s: Sequence, num_models: int) -> list[int]:
