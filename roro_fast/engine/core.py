@@ -30,6 +30,7 @@ from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
+from roro_fast.ops.decoder_forward import forget
 from roro_fast.profiling import mark
 
 
@@ -459,3 +460,4 @@ class StepEngine:
     def update_weights(self, model: int) -> None:
         """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
         self.kv.bump_version(model)
+        forget(self.models[model])

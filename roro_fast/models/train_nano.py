@@ -188,6 +188,7 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        torch.autograd.graph.increment_version(list(self.model.parameters()))  # which a fused optimiser forgets
         self.step += 1
         self.tokens += batch.ids.numel()
         return loss.item()

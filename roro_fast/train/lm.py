@@ -53,6 +53,8 @@ class LMTrainer:
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
             self.optimizer.step()
+        # A fused optimiser leaves the counters alone by which packed copies of the weights know that they are stale.
+        torch.autograd.graph.increment_version(list(self.model.parameters()))
         self.tick()
         return float(norm)
 

@@ -118,7 +118,7 @@ class RouterTrainer:
         """Verified trajectories in request order, whatever order they finished in."""
         # A cached prefix differs in its last bits from one computed anew, and a resumed run would start without it.
         for model in range(self.engine.num_models):
-            self.engine.update_weights(model)
+            self.engine.kv.clear_prefixes(model)
         found = {(t.query_id, t.sample): t for t in self.engine.rollout(requests, self.policy)}
         keys = [(r.query.id, r.sample) for r in requests if r.query is not None]
         out = [verify(found[k], self._by_id[k[0]], self.task) for k in keys]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from roro_fast.engine.packing import pack
 from roro_fast.errors import CheckpointError
+from roro_fast.models.inference import infer
 from roro_fast.models.loading import load_decoder
 from roro_fast.train.lm import (
     IGNORE,
@@ -27,6 +29,22 @@ def model(tmp_path):
 
 def batch():
     return completion_batch([[5, 6, 7], [8]], [[9, 10, 2], [11, 2]], 0)
+
+
+def test_an_update_reaches_the_paged_forward(model):
+    """Which may run on packed copies of the weights, as it does in C++."""
+    (packed,) = pack([[5, 6, 7]], 100)
+
+    def states():
+        return infer(model, packed.on(model)), model.dense(torch.tensor([[5, 6, 7]]))[0].detach()
+
+    before = states()
+    with LMTrainer(model, 1e-2) as trainer:
+        trainer.step(sft_loss(model, *batch()))
+    after = states()
+    torch.testing.assert_close(*before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*after, atol=1e-5, rtol=0)
+    assert not torch.allclose(after[0], before[0], atol=1e-3)
 
 
 def test_completion_batch_trains_completions_only():
