@@ -64,11 +64,15 @@ stage build 100 "" "$python" -m roro_fast.ops.build_cuda ${dry:+"$out/_cuda.so"}
 if [ -n "$dry" ]; then
     stage tests_triton 280 "" "${pytest[@]}" tests/kernels -k "bad_input or epsilon or bf16"
     stage benches 280 "" "$python" -m bench.ops.gpu --dry --out "$out/ops.json"
+    stage rollout 120 "" "$python" -m bench.e2e.rollout --pair tiny --dtype float32 --threads 1 --concurrency 4 --new 24 \
+        --rounds 1 --plain-new 8 --engines roro_fast,hf_cached --out "$out/rollout.json"
 else
     stage tests_cuda 90 build "${pytest[@]}" tests/cuda
     stage tests_triton 150 environment "${pytest[@]}" tests/kernels --ignore tests/kernels/test_aot.py
     stage tests_engine 60 environment "${pytest[@]}" tests/engine/test_cuda.py
     stage benches 200 environment "$python" -m bench.ops.gpu --budget 180 --out "$out/ops.json"
+    stage rollout 170 environment "$python" -m bench.e2e.rollout --pair qwen3 --device cuda --concurrency 64 --new 64 \
+        --plain-new 32 --engines roro_fast,hf_cached --gate-sequences 2 --budget 130 --out "$out/rollout.json"
 fi
 if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
     for tool in memcheck racecheck; do
@@ -100,6 +104,9 @@ for name, said in json.loads((out / "stages.json").read_text()).items():
 if (out / "ops.json").is_file():
     from bench.ops.gpu_harness import table
     print(table(json.loads((out / "ops.json").read_text())["cases"]))
+if (out / "rollout.json").is_file():
+    from bench.e2e.rollout import print_tables
+    print_tables(json.loads((out / "rollout.json").read_text()))
 PY
 for name in environment build tests_cuda tests_triton benches; do
     case ${state[$name]:-ok} in ok) ;; *) exit 1 ;; esac

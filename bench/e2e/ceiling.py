@@ -7,14 +7,16 @@ import time
 import torch
 
 
-def read_bandwidth(device: str, megabytes: int = 512) -> float:
+def read_bandwidth(device: str) -> float:
     """Bytes per second of summing a buffer far beyond the caches; best of the repeats, it is a ceiling."""
+    megabytes = 512 if device == "cpu" else 4096
     x = torch.ones(megabytes << 18, dtype=torch.float32, device=device)
     return x.numel() * 4 / _best(lambda: x.sum(), device, 8)
 
 
-def matmul_flops(device: str, dtype: torch.dtype, size: int = 2048) -> float:
+def matmul_flops(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a square product of `dtype`, the library's best of the repeats."""
+    size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2.0 * size**3 / _best(lambda: a @ b, device, 8)
 

@@ -33,6 +33,7 @@ class Run:
     work: Workload
     outcome: dict[str, Any]
     peak_rss: int
+    peak_device: int = 0
 
     @property
     def seconds(self) -> float:
@@ -66,7 +67,7 @@ class Bench:
             self.say(f"{engine.name}: out: {engine.failed}")
             engine.remote.close()
             return None
-        run = Run(work, answer["outcome"], answer["peak_rss"])
+        run = Run(work, answer["outcome"], answer["peak_rss"], answer["peak_device"])
         engine.speed = run.tokens_per_second
         return run
 
@@ -151,6 +152,7 @@ def summary(
             "step_ms_p50": round(1e3 * percentile(steps, 0.5), 2),
             "step_ms_p99": round(1e3 * percentile(steps, 0.99), 2),
             "peak_rss_mb": round(max(r.peak_rss for r in mine) / 2**20),
+            "peak_device_mb": round(max(r.peak_device for r in mine) / 2**20),
             "fraction_of_ceiling": round(least["seconds"] / seconds, 4),
             "least_flops": least["flops"],
             "forward_flops": None,
@@ -164,7 +166,10 @@ def summary(
             row["ours_over_this"] = round(statistics.median(ratios), 3)
             row["ours_over_this_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
         if mine[-1].outcome["extra"]:
-            row["extra"] = mine[-1].outcome["extra"]
+            row["extra"] = dict(mine[-1].outcome["extra"])
+            shares = [r.outcome["extra"].get("outside_forward") for r in mine]
+            if None not in shares:
+                row["extra"]["outside_forward"] = round(statistics.median(shares), 4)
         out[name] = row
     return out
 

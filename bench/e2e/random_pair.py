@@ -94,8 +94,13 @@ def hf_model(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
 
 def decoder(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Decoder:
     """This project's decoder with the same weights."""
-    with torch.device(device):
-        model = Decoder(config_of(spec)).to(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Decoder(config_of(spec))
+    finally:
+        torch.set_default_dtype(before)
     tensors = dict(hf_tensors(spec, dtype, device))
     assign(model, tensors, "random weights")
     return model.eval().requires_grad_(False)

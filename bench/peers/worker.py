@@ -30,6 +30,16 @@ def memory(field: str) -> int:
     return 0
 
 
+def device_peak() -> int:
+    """Bytes of GPU memory at the peak since the last call, of the torch that the engine loaded; 0 without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    peak = int(torch.cuda.max_memory_allocated())
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
 def forget_peak() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -47,8 +57,9 @@ def serve(name: str) -> None:
                 answer = {"about": peer.load(Pool(**request["pool"])), "max_concurrency": peer.max_concurrency}
             elif request["op"] == "run":
                 forget_peak()
+                device_peak()
                 outcome = peer.run(Workload.from_dict(request["work"])).to_dict()
-                answer = {"outcome": outcome, "peak_rss": memory("VmHWM"), "rss": memory("VmRSS")}
+                answer = {"outcome": outcome, "peak_rss": memory("VmHWM"), "peak_device": device_peak()}
             else:
                 peer.close()
                 answer = {"closed": True}
