@@ -12,7 +12,7 @@ import torch
 from roro_fast.engine import Request, StepEngine, kv
 from roro_fast.engine.slots import Phase
 from tests.engine import pairs
-from tests.engine.pairs import Drawn, audit, engine, pool, prompt, requests, run
+from tests.engine.pairs import Drawn, audit, engine, model_pair, pool, prompt, requests, run
 
 COMMON = prompt(1, 33)
 
@@ -121,6 +121,17 @@ def test_new_weights_forget_everything_computed_by_the_old_ones() -> None:
             audit(e, t, greedy=True)
     e.update_weights(0)
     assert e.kv.leaked_pages() == 0 and e.kv.pool.used(0) == 0
+
+
+def test_new_weights_are_read_even_where_torch_does_not_see_them_change() -> None:
+    model = copy.deepcopy(model_pair(0)[1])  # float32: the C++ forward, on packed weights
+    e = engine([model])
+    prompts = [prompt(i, 20) for i in range(3)]
+    before = e.generate(prompts, max_new_tokens=12)
+    model.layers[0].qkv.weight.data.mul_(-1.1)
+    e.update_weights(0)
+    after = e.generate(prompts, max_new_tokens=12)
+    assert after == engine([copy.deepcopy(model)]).generate(prompts, max_new_tokens=12) != before
 
 
 def test_new_weights_reach_running_sequences() -> None:
