@@ -178,6 +178,27 @@ def report(
 
 
 @app.command()
+def project(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for the fitted map.")],
+    overrides: Overrides = None,
+    config: ConfigOption = "nano",
+    source: Annotated[str, typer.Option(help="Label of the model whose KV is read.")] = "small",
+    target: Annotated[str, typer.Option(help="Label of the model whose KV is filled.")] = "large",
+) -> None:
+    """Fit an approximate KV handoff between two models; refused when it moves next-token probabilities too far."""
+    from roro_fast import cli_tables
+    from roro_fast.train.projection import fit_projection
+    from roro_fast.train.setup import Workbench
+
+    settings = load_config(config, overrides or ())
+    fitted = fit_projection(Workbench(settings), source, target)
+    fitted.save(out)
+    console.print(cli_tables.projection(fitted))
+    use = f"projection.maps=[{out}] projection.max_kl={settings.projection.max_kl:g}"
+    console.print(f"use it with {use}; answers are then approximate", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def quickstart(
     overrides: Overrides = None,
     config: ConfigOption = "nano",

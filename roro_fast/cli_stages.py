@@ -39,6 +39,7 @@ _ROLLOUT_KEYS = (
     "engine.max_steps",
     "engine.top_k",
     "engine.top_p",
+    "projection.maps",
 )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from roro_fast.cli_ui import table
+from roro_fast.engine.projection import KVProjection
 
 Summary = Mapping[str, Any]
 
@@ -81,6 +82,21 @@ def evaluate(summary: Summary) -> Table:
         )
     title = f"frontier on {summary['queries']} test queries, 95 % intervals (anchors: plain accuracy)"
     return table(title, ("arm", "area", "acc @ 60% FLOPs", "FLOPs @ 98% acc"), rows)
+
+
+def projection(p: KVProjection) -> Table:
+    g, settings = p.gate, p.fit["settings"]
+    assert g is not None
+    rows = [
+        ("next-token KL, mean", f"{g.kl_mean:.4g} nats per token (allowed: {g.bound:g})"),
+        ("next-token KL, 99th percentile", f"{g.kl_p99:.4g} nats per token"),
+        ("same most likely token", percent(g.top1)),
+        ("unexplained variance of keys", f"{sum(k for k, _ in p.fit['error']) / len(p.fit['error']):.3g}"),
+        ("unexplained variance of values", f"{sum(v for _, v in p.fit['error']) / len(p.fit['error']):.3g}"),
+        ("FLOPs per token", f"{p.maps.flops_per_token:,.0f}"),
+    ]
+    title = f"fitted on {p.fit['texts']} texts from {settings['sources']} source layers, gated on {g.tokens:,} tokens"
+    return table(title, ("", "held out"), rows)
 
 
 TABLES: dict[str, Callable[[Summary], Table]] = {

@@ -13,6 +13,7 @@ import torch
 
 from roro_fast.config import Config, EngineConfig, ModelsConfig
 from roro_fast.engine import StepEngine
+from roro_fast.engine.projection import load_projections
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models import smol
 from roro_fast.models.decoder import Decoder
@@ -154,7 +155,7 @@ class Workbench:
 
     @cached_property
     def engine(self) -> StepEngine:
-        e = self.config.engine
+        e, p = self.config.engine, self.config.projection
         return StepEngine(
             self.models,
             self.tokenizer,
@@ -162,6 +163,7 @@ class Workbench:
             max_num_seqs=e.max_num_seqs,
             kv_bytes=e.kv_bytes,
             page_size=e.page_size,
+            projections=load_projections(p.maps, self.models, p.max_kl),
         )
 
     def queries(self, split: str, n: int | None = None) -> list[Query]:
