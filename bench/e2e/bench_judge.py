@@ -1,6 +1,7 @@
 """The Judge on groups of routed trajectories: dense rectangles, ragged forwards, ragged forwards that share prefixes.
 
     python -m bench.e2e.bench_judge [--queries 16] [--group 8] [--seconds 15] [--long-rounds 2] [--no-long]
+                                      [--device cpu]
 
 Nano cases: the packaged Judge on trajectories that the nano pair really wrote, routed at random. Long cases: a model of
 SmolLM2-135M's shape with random weights on random ids; what a group has in common is as long as the case says.
@@ -8,7 +9,7 @@ Variants run interleaved in one process on one thread, after a gate on scores an
 read equal prompts once. "HF" is transformers' forward over the same rectangles with logits of the whole vocabulary:
 what research code does. "rubric_first" counts the tokens of prompts with the rubric before the trajectory; it is not
 timed, for the packaged Judge was trained on the order it has.
-The last line of stdout is one JSON document, also written to bench/results/judge.json.
+The last line of stdout is one JSON document, also written to bench/results/judge.json (judge_cuda.json).
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ class Case:
     rubric_first: list[list[int]] | None = None
 
     def verdicts(self, hidden: torch.Tensor, rows: torch.Tensor) -> JudgeScores:
-        weights = torch.tensor([w for p in self.prompts for w in p.weights])
-        offsets = torch.tensor([0, *(len(p.rows) for p in self.prompts)]).cumsum(0)
-        groups = torch.arange(0, len(self.prompts) + 1, self.group)
+        at = self.model.device
+        weights = torch.tensor([w for p in self.prompts for w in p.weights], device=at)
+        offsets = torch.tensor([0, *(len(p.rows) for p in self.prompts)], device=at).cumsum(0)
+        groups = torch.arange(0, len(self.prompts) + 1, self.group, device=at)
         head = self.model.head.weight[self.words]
-        return judge_score(hidden, rows, head, weights, offsets, torch.tensor(VALENCE), groups)
+        return judge_score(hidden, rows.to(at), head, weights, offsets, torch.tensor(VALENCE, device=at), groups)
 
     def rectangles(self) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Indices of distinct prompts, longest first, and their ids padded on the right to DENSE_TOKENS at most."""
@@ -81,7 +83,8 @@ class Case:
 
     def padded(self, batch: list[int]) -> torch.Tensor:
         width = len(self.prompts[batch[0]].ids)
-        return torch.tensor([self.prompts[i].ids + [0] * (width - len(self.prompts[i].ids)) for i in batch])
+        ids = [self.prompts[i].ids + [0] * (width - len(self.prompts[i].ids)) for i in batch]
+        return torch.tensor(ids, device=self.model.device)
 
     def in_order(self, parts: dict[int, torch.Tensor]) -> torch.Tensor:
         """What was found for distinct prompts, for all of them."""
@@ -99,13 +102,13 @@ class Case:
     def transformers(self) -> JudgeScores:
         parts = {}
         for batch, ids in self.rectangles():
-            lengths = torch.tensor([len(self.prompts[i].ids) for i in batch])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+            lengths = torch.tensor([len(self.prompts[i].ids) for i in batch], device=ids.device)
+            mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
             logits = self.hf(input_ids=ids, attention_mask=mask, use_cache=False).logits
             parts |= {i: logits[row, self.prompts[i].rows][:, self.words].softmax(-1) for row, i in enumerate(batch)}
         p = self.in_order(parts)
-        weights = torch.tensor([w for x in self.prompts for w in x.weights])
-        sizes = torch.tensor([len(x.rows) for x in self.prompts])
+        weights = torch.tensor([w for x in self.prompts for w in x.weights], device=p.device)
+        sizes = torch.tensor([len(x.rows) for x in self.prompts], device=p.device)
         value, mass = (torch.segment_reduce(x, "sum", lengths=sizes) for x in (weights * (p[:, 0] - p[:, 1]), weights))
         scores = (value / mass).view(-1, self.group)
         centred = scores - scores.mean(1, keepdim=True)
@@ -176,12 +179,12 @@ def rubric_first(judge: Judge, x: JudgeInput) -> list[int]:
     return [*e.query(x.prompt), *(i for part in parts for i in e.piece(part))]
 
 
-def nano_cases(n: int, group: int, max_tokens: int) -> Iterator[Case]:
+def nano_cases(n: int, group: int, max_tokens: int, device: str) -> Iterator[Case]:
     from transformers import AutoModelForCausalLM
 
     directory = nano.path("small").parent / "reader"
-    judge = Judge.load(directory)
-    hf = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    judge = Judge.load(directory, device=device)
+    hf = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to(device)
     queries = Ledger().queries("test", n)
     trajectories = nano_trajectories(queries, group)
     pool = Pool(judge.encoder.labels, tuple(m.config.num_params for m in nano.load_pair()))
@@ -206,7 +209,7 @@ def nano_cases(n: int, group: int, max_tokens: int) -> Iterator[Case]:
         )
 
 
-def long_case(group: int, common: int, own: int, criteria: int, dtype: torch.dtype) -> Case:
+def long_case(group: int, common: int, own: int, criteria: int, dtype: torch.dtype, device: str) -> Case:
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -220,7 +223,7 @@ def long_case(group: int, common: int, own: int, criteria: int, dtype: torch.dty
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig.from_hf(config)).to(dtype).eval().requires_grad_(False)
+    model = Decoder(DecoderConfig.from_hf(config)).to(device, dtype).eval().requires_grad_(False)
     for p in model.parameters():
         if p.dim() > 1:
             p.normal_(std=0.02)
@@ -230,7 +233,7 @@ def long_case(group: int, common: int, own: int, criteria: int, dtype: torch.dty
     prompts = [JudgePrompt(head + rng.integers(0, 49152, own).tolist(), rows, [1.0] * criteria) for _ in range(group)]
     kind = str(dtype).removeprefix("torch.")
     name = f"SmolLM2-135M shape, {kind}: {group} trajectories, {common} tokens in common, {own} own"
-    return Case(name, model, torch.tensor([42, 43]), prompts, group, 8192)
+    return Case(name, model, torch.tensor([42, 43], device=device), prompts, group, 8192)
 
 
 def gate(case: Case, variants: dict[str, Scorer], tolerance: float) -> float:
@@ -256,7 +259,7 @@ def measure(case: Case, seconds: float, rounds: int, tolerance: float) -> dict[s
         names = list(variants)
         for name in names[i % len(names) :] + names[: i % len(names)]:
             start = time.perf_counter()
-            variants[name]()
+            variants[name]().scores.cpu()
             times[name].append(time.perf_counter() - start)
         i += 1
     tokens = case.tokens()
@@ -294,20 +297,27 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=4096, help="computed tokens per forward of the nano Judge")
     parser.add_argument("--long-rounds", type=int, default=2)
     parser.add_argument("--no-long", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="default: bench/results/judge.json, judge_cuda.json on a GPU")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = []
-    for case in nano_cases(args.queries, args.group, args.max_tokens):
+    for case in nano_cases(args.queries, args.group, args.max_tokens, args.device):
         results.append(measure(case, args.seconds, 3, 1e-4))
         show(results[-1])
     if not args.no_long:
         for common, own in ((384, 128), (96, 416)):
-            case = long_case(args.group, common, own, 4, torch.bfloat16)
+            case = long_case(args.group, common, own, 4, torch.bfloat16, args.device)
             results.append(measure(case, 0.0, args.long_rounds, 2e-2))
             show(results[-1])
-    document = {"bench": "judge", "group": args.group, "cases": results, "provenance": provenance()}
-    write_json(args.out, document)
+    document = {
+        "bench": "judge",
+        "device": args.device,
+        "group": args.group,
+        "cases": results,
+        "provenance": provenance(),
+    }
+    write_json(args.out or (RESULT if args.device == "cpu" else RESULT.with_name("judge_cuda.json")), document)
     print(json.dumps(document))
 
 
