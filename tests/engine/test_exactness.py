@@ -14,6 +14,8 @@ from roro_fast.engine.slots import Phase
 from tests.engine import pairs
 from tests.engine.pairs import Constant, Drawn, Planned, audit, check_kv, engine, pool, prompt, requests, run, tight
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 PROMPTS = [prompt(i, n) for i, n in enumerate((1, 5, 16, 17, 33, 48, 5))]
 SAMPLING = [
     {},

@@ -11,6 +11,8 @@ from roro_fast.engine.graphs import DecodeGraphs, DecodeRows, all_in_groups
 from tests.engine import pairs
 from tests.engine.pairs import Drawn, assert_same, check_kv, prompt, requests, run
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 def columns(n: int, pages: int) -> DecodeRows:
     i, f = np.zeros(n, np.int64), np.zeros(n, np.float32)

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from roro_fast.errors import CapacityError, ConfigError
 from tests.engine import pairs
 from tests.engine.pairs import Drawn, Planned, engine, pool, prompt, requests, run, tight
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("implementation")]
 
 
 def workload() -> list[Request]:
@@ -36,8 +37,12 @@ POLICIES = {
 LONGEST = max(len(r.prompt_ids) + r.max_new_tokens for r in workload())
 
 
-@cache
 def ample(policy: str) -> dict[int, Trajectory]:
+    return _ample(policy, pairs.DTYPE)
+
+
+@cache
+def _ample(policy: str, dtype: torch.dtype) -> dict[int, Trajectory]:
     return run(engine(pool(3), max_num_seqs=16), workload(), POLICIES[policy]())
 
 

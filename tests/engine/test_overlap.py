@@ -12,6 +12,8 @@ from roro_fast.routing import PolicyConfig, PolicyNetwork
 from tests.engine import pairs
 from tests.engine.pairs import Drawn, assert_same, check_kv, requests, run
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 
 @pytest.mark.parametrize("action_space", ["next", "regenerate"])
 @pytest.mark.parametrize("needs_scout", [True, False])
