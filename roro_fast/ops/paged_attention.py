@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from roro_fast.ops import native
+from roro_fast.ops import flash_attn_impl, native  # noqa: F401  the former registers itself
 from roro_fast.ops.registry import Implementation, register, select
 from roro_fast.ops.triton_impl import register_triton
 
