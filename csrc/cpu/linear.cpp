@@ -15,31 +15,37 @@
 namespace roro::cpu {
 namespace {
 
-constexpr std::int64_t kGroup = kTileColumns / kPanel;  // panels worked on at once
+static_assert(kGroup * kPanel == kTileColumns);
 constexpr std::int64_t kBlockBytes = 384 << 10;         // of x: stays in L2 beside a group of panels
 constexpr std::int64_t kDepthBytes = 4096;              // of k per pass: a group's strip, 256 KB, stays in L2
-constexpr std::int64_t kChunkBytes = 64 << 10;          // of weights times passes: what is worth a thread
+constexpr std::int64_t kWorthBytes = 64 << 10;          // of weights times passes: what is worth more threads
+constexpr std::int64_t kLargeBytes = 4 << 20;           // of weights: what is worth dividing finely
+constexpr std::int64_t kEven = 2;                       // panels; threads divide a group in pairs of gate and up
+constexpr std::int64_t kOnTheirOwn = 2, kAhead = 16 << 10;  // rows that need no prefetch; bytes ahead for few more
 constexpr std::int64_t kMaxRows = 32;                   // of any kernel
 
 struct Kernel {
   LinearKernel tile;
+  LinearFinish finish;
   std::int64_t rows, panels;
   bool amx, emulated;
 };
 
 Kernel kernel_for(DType type) {
   const Isa i = isa();
+  const LinearFinish finish = pick(scalar::finish, avx2::finish, avx512::finish);
   if (type == DType::bf16) {
-    if (i == Isa::amx) return {linear_tile_amx, 32, 4, true, false};
-    if (i == Isa::amx_emulated) return {linear_tile_amx_emulated, 32, 4, true, true};
-    if (i == Isa::avx512_bf16) return {linear_tile_avx512_bf16, 6, 4, false, false};
-    return pick<Kernel>({scalar::linear_tile<bf16>, scalar::kLinearRows, scalar::kLinearPanels, false, false},
-                        {avx2::linear_tile<bf16>, avx2::kLinearRows, avx2::kLinearPanels, false, false},
-                        {avx512::linear_tile<bf16>, avx512::kLinearRows, avx512::kLinearPanels, false, false});
+    const LinearFinish native = i >= Isa::avx512_bf16 && i <= Isa::amx ? linear_finish_avx512_bf16 : finish;
+    if (i == Isa::amx) return {linear_tile_amx, native, 32, 4, true, false};
+    if (i == Isa::amx_emulated) return {linear_tile_amx_emulated, native, 32, 4, true, true};
+    if (i == Isa::avx512_bf16) return {linear_tile_avx512_bf16, native, 6, 4, false, false};
+    return pick<Kernel>({scalar::linear_tile<bf16>, finish, scalar::kLinearRows, scalar::kLinearPanels, false, false},
+                        {avx2::linear_tile<bf16>, finish, avx2::kLinearRows, avx2::kLinearPanels, false, false},
+                        {avx512::linear_tile<bf16>, finish, avx512::kLinearRows, avx512::kLinearPanels, false, false});
   }
-  return pick<Kernel>({scalar::linear_tile<float>, scalar::kLinearRows, scalar::kLinearPanels, false, false},
-                      {avx2::linear_tile<float>, avx2::kLinearRows, avx2::kLinearPanels, false, false},
-                      {avx512::linear_tile<float>, avx512::kLinearRows, avx512::kLinearPanels, false, false});
+  return pick<Kernel>({scalar::linear_tile<float>, finish, scalar::kLinearRows, scalar::kLinearPanels, false, false},
+                      {avx2::linear_tile<float>, finish, avx2::kLinearRows, avx2::kLinearPanels, false, false},
+                      {avx512::linear_tile<float>, finish, avx512::kLinearRows, avx512::kLinearPanels, false, false});
 }
 
 std::int64_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
@@ -55,8 +61,7 @@ class Block {
         bytes_(bytes_of(a.sizes.type)),
         depth_(linear_padded_depth(a.sizes.type, a.sizes.depth)),
         panels_(linear_panels(a.sizes)),
-        step_(std::min(depth_, kDepthBytes / bytes_)),
-        finish_(pick(scalar::finish, avx2::finish, avx512::finish)) {
+        step_(std::min(depth_, kDepthBytes / bytes_)) {
     const auto* w = static_cast<const char*>(a.packed);
     w_ = w;
     bias_ = a.bias ? reinterpret_cast<const float*>(w + panels_ * kPanel * depth_ * bytes_) : nullptr;
@@ -75,26 +80,26 @@ class Block {
     char* memory = scratch(sum_rows * kTileColumns * 4 + round_up(copied, 16) * row_bytes());
     auto* sums = reinterpret_cast<float*>(memory);
     const Rows x = take(row, rows, copied, memory + sum_rows * kTileColumns * 4);
-    const std::int64_t unit = a_.sizes.gated ? 2 : 1, units = (end - begin) / unit;
-    const std::int64_t groups = (units * unit + kGroup - 1) / kGroup;
     const std::int64_t passes = (rows + kernel_.rows - 1) / kernel_.rows;
     if (kernel_.amx && !kernel_.emulated) amx_begin();
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t first = begin + part(units, g, groups) * unit, last = begin + part(units, g + 1, groups) * unit;
+    for (std::int64_t first = begin, last; first < end; first = last) {
+      last = std::min(end, round_up(first + 1, kGroup));
       for (std::int64_t k = 0; k < depth_; k += step_) {
-        const std::int64_t deep = std::min(step_, depth_ - k);
-        const char* next = k + deep < depth_ ? strip(first, k + deep) : last < end ? strip(last, 0) : nullptr;
-        const std::int64_t lines = (4 + passes - 1) / passes, covered = deep * kPanel * bytes_ / 4 * lines;
+        const std::int64_t deep = std::min(step_, depth_ - k), quads = deep * bytes_ / 16;
+        const char* next = passes > 1 ? k + deep < depth_ ? strip(first, k + deep) : strip(last, 0)
+                           : rows > kOnTheirOwn ? strip(first, k) + kAhead
+                                                : nullptr;
+        const std::int64_t lines = (4 * kGroup + passes - 1) / passes, covered = quads * lines * 64;
         for (std::int64_t i = 0; i < passes; ++i) {
           const std::int64_t r = begin_of(rows, passes, i), n = begin_of(rows, passes, i + 1) - r;
           float* s = sums + (whole ? 0 : r * kTileColumns);
           for (std::int64_t p = first; p < last; p += kernel_.panels) {
-            const bool ahead = next && p == first && i * covered < deep * kPanel * bytes_;
-            kernel_.tile({x.at(r, k), strip(p, k), x.stride_of(r), depth_ * kPanel, deep, s + (p - first) * kPanel,
-                          k == 0, ahead ? next + i * covered : nullptr, lines},
+            const bool ahead = next && p == first && i * covered < deep * kTileColumns * bytes_;
+            kernel_.tile({x.at(r, k), strip(p, k), x.stride_of(r), width_of(p) * kPanel * 4 / bytes_, deep,
+                          s + (p - first) * kPanel, k == 0, ahead ? next + i * covered : nullptr, lines},
                          n, std::min(kernel_.panels, last - p));
           }
-          if (k + deep == depth_) finish_(a_, bias_, row + r, n, first, last - first, s);
+          if (k + deep == depth_) kernel_.finish(a_, bias_, row + r, n, first, last - first, s);
         }
       }
     }
@@ -129,13 +134,17 @@ class Block {
     return kernel_.amx ? std::min(rows, i * kernel_.rows) : part(rows, i, passes);
   }
 
-  const char* strip(std::int64_t panel, std::int64_t k) const { return w_ + (panel * depth_ + k) * kPanel * bytes_; }
+  std::int64_t width_of(std::int64_t panel) const { return std::min(kGroup, panels_ - panel / kGroup * kGroup); }
+
+  // Where a panel's columns begin at depth k; a row of a group holds 4 bytes per column.
+  const char* strip(std::int64_t panel, std::int64_t k) const {
+    const std::int64_t in_group = panel % kGroup;
+    return w_ + ((panel - in_group) * depth_ + width_of(panel) * k) * kPanel * bytes_ + in_group * kPanel * 4;
+  }
 
   const LinearArgs& a_;
   const Kernel& kernel_;
   std::int64_t bytes_, depth_, panels_, step_;
-  void (*finish_)(const LinearArgs&, const float*, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-                  const float*);
   const char* w_;
   const float* bias_;
   bool copy_;
@@ -149,18 +158,18 @@ void linear(const LinearArgs& a, int threads) {
   const Block block(a, kernel);
   const std::int64_t most = std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, block.row_bytes()));
   const std::int64_t blocks = (a.rows + round_up(most, kMaxRows) - 1) / round_up(most, kMaxRows);
-  const std::int64_t unit = a.sizes.gated ? 2 : 1, units = block.panels() / unit;
-  const std::int64_t passes = (a.rows / blocks + 5) / 6;
-  const std::int64_t work = block.panels() * kPanel * block.row_bytes() * passes / kChunkBytes;
+  const std::int64_t bytes = block.panels() * kPanel * block.row_bytes(), passes = (a.rows / blocks + 5) / 6;
   std::int64_t chunks = 1;
-  if (threads > 1) chunks = std::clamp<std::int64_t>(work / threads, 1, 4) * (work > 1 ? threads : 1);
-  chunks = std::max<std::int64_t>(1, std::min(chunks, units));
+  if (threads > 1 && bytes * passes > kWorthBytes) chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
   const auto row_at = [&](std::int64_t b) {
     return b == blocks ? a.rows : part(a.rows, b, blocks) / kMaxRows * kMaxRows;
   };
+  const auto panel_at = [&](std::int64_t c) {
+    return c == chunks ? block.panels() : part(block.panels(), c, chunks) / kEven * kEven;
+  };
   parallel_for(blocks * chunks, 1, threads, [&](std::int64_t i, std::int64_t) {
     const std::int64_t b = i / chunks, c = i % chunks, row = row_at(b);
-    block.run(row, row_at(b + 1) - row, part(units, c, chunks) * unit, part(units, c + 1, chunks) * unit);
+    block.run(row, row_at(b + 1) - row, panel_at(c), panel_at(c + 1));
   });
 }
 

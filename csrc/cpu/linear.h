@@ -1,8 +1,9 @@
 // y = x W^T + b with weights packed once, at memory bandwidth for few rows and near the peak for many.
 //
-// Columns of y are cut in panels of 16: [panel][K][16] floats, or for bf16 [panel][K / 2][16][2], which dot-product and
-// tile instructions read as it lies; depth is padded with zeros. Every element is one sum over ascending k, whatever the
-// other rows, the blocking and the number of threads, so a row's result has the same bits alone and in any batch.
+// Columns of y are cut in panels of 16 and groups of 4 panels (the last group may have fewer): [group][K][64] floats, or
+// for bf16 [group][K / 2][64][2], one stream of memory that dot-product and tile instructions read as it lies; depth is
+// padded with zeros. Every element is one sum over ascending k, whatever the other rows, the blocking and the number of
+// threads, so a row's result has the same bits alone and in any batch.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace roro::cpu {
 
-constexpr std::int64_t kPanel = 16;
+constexpr std::int64_t kPanel = 16, kGroup = 4;
 
 struct LinearSizes {
   std::int64_t columns, depth;  // rows of W, columns of W
@@ -21,7 +22,7 @@ struct LinearSizes {
 
 std::int64_t linear_padded_depth(DType type, std::int64_t depth);
 std::int64_t linear_panels(const LinearSizes& sizes);
-std::int64_t linear_packed_bytes(const LinearSizes& sizes);  // panels, then the bias, [panels * 16] float
+std::int64_t linear_packed_bytes(const LinearSizes& sizes);  // groups, then the bias, [panels * 16] float
 
 // weight [columns][stride]; bias [columns] or no data.
 void linear_pack(const LinearSizes& sizes, const void* weight, std::int64_t stride, const Elements& bias, void* packed,

@@ -3,10 +3,10 @@
 
 TILE_TARGET void LINEAR_TILE(const LinearTile& t, std::int64_t rows, std::int64_t panels) {
   const bool below = rows > 16;
-  const std::int64_t x_bytes = t.x_stride * 2, sums_bytes = kTileColumns * 4;
+  const std::int64_t x_bytes = t.x_stride * 2, w_bytes = t.w_stride * 2, sums_bytes = kTileColumns * 4;
   const auto* x = static_cast<const bf16*>(t.x);
   for (std::int64_t j = 0; j < panels; j += 2) {
-    const bf16* w = static_cast<const bf16*>(t.w) + j * t.panel_stride;
+    const bf16* w = static_cast<const bf16*>(t.w) + j * 32;
     const bool beside = j + 1 < panels;
     float *up = t.sums + j * 16, *down = up + 16 * kTileColumns;
     if (t.first) {
@@ -21,15 +21,13 @@ TILE_TARGET void LINEAR_TILE(const LinearTile& t, std::int64_t rows, std::int64_
       if (beside && below) TILE_LOAD(3, down + 16, sums_bytes);
     }
     const char* ahead = t.ahead;
-    for (std::int64_t k = 0; k < t.depth; k += 32) {
-      if (ahead && j == 0) {
-        for (int u = 0; u < 4; ++u) prefetch_panels(t, ahead, panels, 2);
-      }
+    for (std::int64_t k = 0; k < t.depth; k += 32, w += 16 * t.w_stride) {
+      if (ahead && j == 0) ahead = prefetch(ahead, 4 * t.ahead_lines);
       TILE_LOAD(4, x + k, x_bytes);
-      TILE_LOAD(6, w + k * 16, 64);
+      TILE_LOAD(6, w, w_bytes);
       TILE_DOT(0, 4, 6);
       if (beside) {
-        TILE_LOAD(7, w + t.panel_stride + k * 16, 64);
+        TILE_LOAD(7, w + 32, w_bytes);
         TILE_DOT(1, 4, 7);
       }
       if (below) {

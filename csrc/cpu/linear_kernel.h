@@ -1,4 +1,5 @@
-// Rows times panels in plain vectors, and what is done to finished sums; compiled per instruction set, foreach_isa.h.
+// Rows times panels in plain vectors; compiled per instruction set, see foreach_isa.h.
+#include "cpu/linear_finish.h"
 
 constexpr int kLinearRows = W == 4 ? 3 : 6;
 constexpr int kLinearPanels = W == 16 ? 4 : 1;
@@ -19,12 +20,10 @@ RORO_INLINE void multiply(const LinearTile& t, float) {
   const float *x = static_cast<const float*>(t.x), *w = static_cast<const float*>(t.w);
   const char* ahead = t.ahead;
   for (std::int64_t k = 0; k < t.depth; k += 4) {
-    if (ahead) prefetch_panels(t, ahead, NR, 4);
-    for (int u = 0; u < 4; ++u) {
+    if (ahead) ahead = prefetch(ahead, t.ahead_lines);
+    for (int u = 0; u < 4; ++u, w += t.w_stride) {
       vf b[NV];
-      for (int j = 0; j < NV; ++j) {
-        b[j] = load(w + j / kLinearVectors * t.panel_stride + (k + u) * 16 + j % kLinearVectors * W);
-      }
+      for (int j = 0; j < NV; ++j) b[j] = load(w + j * W);
       for (int i = 0; i < MR; ++i) {
         const float a = x[i * t.x_stride + k + u];
         for (int j = 0; j < NV; ++j) c[i][j] += a * b[j];
@@ -43,13 +42,12 @@ RORO_INLINE void multiply(const LinearTile& t, bf16) {
   load_sums(t, c);
   const bf16 *x = static_cast<const bf16*>(t.x), *w = static_cast<const bf16*>(t.w);
   const char* ahead = t.ahead;
-  for (std::int64_t k = 0; k < t.depth; k += 2) {
-    if (ahead && k % 8 == 0) prefetch_panels(t, ahead, NR, 2);
+  for (std::int64_t k = 0; k < t.depth; k += 2, w += t.w_stride) {
+    if (ahead && k % 8 == 0) ahead = prefetch(ahead, t.ahead_lines);
     vf even[NV], odd[NV];
     for (int j = 0; j < NV; ++j) {
       vu pairs;
-      __builtin_memcpy(&pairs, w + j / kLinearVectors * t.panel_stride + k * 16 + j % kLinearVectors * W * 2,
-                       sizeof pairs);
+      __builtin_memcpy(&pairs, w + j * W * 2, sizeof pairs);
       even[j] = (vf)(pairs << 16);
       odd[j] = (vf)(pairs & 0xffff0000u);
     }
@@ -86,31 +84,4 @@ template <typename T>
   if (rows == 3) return multiply_panels<T, 3>(t, panels);
   if (rows == 2) return multiply_panels<T, 2>(t, panels);
   multiply_panels<T, 1>(t, panels);
-}
-
-template <typename T>
-RORO_INLINE void finish_rows(const LinearArgs& a, const float* bias, std::int64_t row, std::int64_t rows,
-                             std::int64_t panel, std::int64_t panels, const float* sums) {
-  const std::int64_t pair = a.sizes.gated ? 2 : 1, width = a.sizes.columns / pair;
-  for (std::int64_t i = 0; i < rows; ++i, sums += kTileColumns) {
-    T* out = static_cast<T*>(a.out) + (row + i) * a.out_stride;
-    for (std::int64_t p = 0; p < panels; p += pair) {
-      const std::int64_t column = (panel + p) / pair * 16;
-      for (int j = 0; j < 16 && column + j < width; j += W) {
-        const auto take = [&](std::int64_t q) {
-          const vf v = load(sums + q * 16 + j);
-          return bias ? v + load(bias + (panel + q) * 16 + j) : v;
-        };
-        const vf v = a.sizes.gated ? silu(take(p)) * take(p + 1) : take(p);
-        const std::int64_t left = width - column - j;
-        left >= W ? store(out + column + j, v) : store_some(out + column + j, v, left);
-      }
-    }
-  }
-}
-
-[[maybe_unused]] static void finish(const LinearArgs& a, const float* bias, std::int64_t row, std::int64_t rows,
-                                    std::int64_t panel, std::int64_t panels, const float* sums) {
-  a.out_type == DType::f32 ? finish_rows<float>(a, bias, row, rows, panel, panels, sums)
-                           : finish_rows<bf16>(a, bias, row, rows, panel, panels, sums);
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,20 +11,25 @@ namespace roro::cpu {
 namespace {
 
 template <typename T>
-void pack_panel(const LinearSizes& s, const T* weight, std::int64_t stride, std::int64_t panel, T* to) {
-  const std::int64_t depth = linear_padded_depth(s.type, s.depth), group = sizeof(T) == 2 ? 2 : 1;
+void pack_panel(const LinearSizes& s, const T* weight, std::int64_t stride, std::int64_t panel, T* packed) {
+  const std::int64_t depth = linear_padded_depth(s.type, s.depth), pair = sizeof(T) == 2 ? 2 : 1;
+  const std::int64_t first = panel / kGroup * kGroup, panels = std::min(kGroup, linear_panels(s) - first);
   const std::int64_t width = s.gated ? s.columns / 2 : s.columns;
-  const std::int64_t first = s.gated ? panel / 2 * kPanel : panel * kPanel, base = s.gated && panel % 2 ? width : 0;
-  std::memset(static_cast<void*>(to), 0, depth * kPanel * sizeof(T));
-  for (std::int64_t j = 0; j < std::min(kPanel, width - first); ++j) {
-    const T* from = weight + (base + first + j) * stride;
-    for (std::int64_t k = 0; k < s.depth; ++k) to[(k / group * kPanel + j) * group + k % group] = from[k];
+  const std::int64_t row = (s.gated ? panel / 2 : panel) * kPanel, base = s.gated && panel % 2 ? width : 0;
+  T* to = packed + (first * depth + (panel - first) * pair) * kPanel;
+  for (std::int64_t j = 0; j < kPanel; ++j) {
+    const T* from = row + j < width ? weight + (base + row + j) * stride : nullptr;
+    for (std::int64_t k = 0; k < depth; ++k) {
+      to[k / pair * pair * panels * kPanel + j * pair + k % pair] = from && k < s.depth ? from[k] : T{};
+    }
   }
 }
 
 }  // namespace
 
-std::int64_t linear_padded_depth(DType type, std::int64_t depth) { return round_up(depth, type == DType::f32 ? 4 : 32); }
+std::int64_t linear_padded_depth(DType type, std::int64_t depth) {
+  return round_up(depth, type == DType::f32 ? 4 : 32);
+}
 
 std::int64_t linear_panels(const LinearSizes& s) {
   return s.gated ? round_up(s.columns / 2, kPanel) / kPanel * 2 : round_up(s.columns, kPanel) / kPanel;
@@ -42,8 +46,8 @@ void linear_pack(const LinearSizes& s, const void* weight, std::int64_t stride, 
   parallel_for(panels, 8, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       s.type == DType::f32
-          ? pack_panel(s, static_cast<const float*>(weight), stride, p, static_cast<float*>(packed) + p * panel)
-          : pack_panel(s, static_cast<const bf16*>(weight), stride, p, static_cast<bf16*>(packed) + p * panel);
+          ? pack_panel(s, static_cast<const float*>(weight), stride, p, static_cast<float*>(packed))
+          : pack_panel(s, static_cast<const bf16*>(weight), stride, p, static_cast<bf16*>(packed));
     }
   });
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(packed) + panels * panel * (s.type == DType::f32 ? 4 : 2));

@@ -27,6 +27,15 @@ RORO_INLINE vf load(const bf16* p) {
 
 RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
+#if defined(RORO_NATIVE_BF16)
+
+// Denormals become 0, which the portable one below keeps.
+RORO_INLINE void store(bf16* p, vf v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+#else
+
 RORO_INLINE void store(bf16* p, vf v) {
   const vu bits = (vu)v;
   const vu even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -34,6 +43,8 @@ RORO_INLINE void store(bf16* p, vf v) {
   const vh h = __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
   __builtin_memcpy(p, &h, sizeof h);
 }
+
+#endif
 
 #if RORO_WIDTH == 16
 
