@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import platform
@@ -62,6 +63,39 @@ def _cpu_flags() -> set[str]:
     except OSError:
         pass
     return set()
+
+
+# Everything that is read from the environment, with the words it may be; None for free text.
+VARIABLES: dict[str, tuple[str, ...] | None] = {
+    "RORO_BUILD_CUDA": None, "RORO_CACHE": None, "RORO_DEBUG": None, "RORO_HOST": ("auto", "python", "native"),
+    "RORO_IMPL": None, "RORO_ISA": None, "RORO_PEERS": None, "RORO_PROFILE": ("nvtx", "torch", "off"),
+    "RORO_REQUIRE_EXT": None, "RORO_TUNE": None, "RORO_TUNE_CACHE": None,
+}  # fmt: skip
+
+
+def environment() -> Iterator[Finding]:
+    for name in sorted(k for k in os.environ if k.startswith("RORO_")):
+        value = os.environ[name]
+        if name not in VARIABLES:
+            close = difflib.get_close_matches(name, VARIABLES, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(VARIABLES)}"
+            yield Finding("environment", name, "fault", f"nothing reads it; {hint}")
+            continue
+        choices = VARIABLES[name]
+        if choices and value not in choices:
+            yield Finding("environment", name, "fault", f"{value!r} is not one of {', '.join(choices)}")
+        else:
+            yield Finding("environment", name, "ok", value)
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """One line: what is wrong, or that nothing is."""
+    faults = [f"{f.section}: {f.name}" for f in found if f.status == "fault"]
+    if faults:
+        return f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}: {', '.join(faults)}"
+    absent = sum(f.status == "absent" for f in found)
+    pool = " and these models can be one pool" if any(f.name == "cost ratio" for f in found) else ""
+    return f"ready: what is needed is here{pool}; {absent} optional things are not"
 
 
 def packages() -> Iterator[Finding]:
@@ -225,7 +259,7 @@ def findings(names: Sequence[str], delimiter: str, device: str, dtype: str) -> l
         where = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"doctor --device: {device!r} is not a device; use 'cpu' or 'cuda'") from None
-    out = [*machine(), *packages(), *extensions(), *ops(where, getattr(torch, dtype)), *backends()]
+    out = [*machine(), *environment(), *packages(), *extensions(), *ops(where, getattr(torch, dtype)), *backends()]
     return [*out, *models(names, delimiter)] if names else out
 
 
@@ -243,3 +277,4 @@ def show(console: Console, found: Sequence[Finding]) -> None:
             if f.section == section:
                 table.add_row(mark[f.status], escape(f.name), escape(f.detail))
         console.print(table)
+    console.print(f"[bold]{escape(verdict(found))}[/]", soft_wrap=True)

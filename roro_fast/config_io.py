@@ -51,6 +51,8 @@ def load_config(source: str | Path | Config = "nano", overrides: Sequence[str] =
         for key, value in _leaves(layer, origin):
             if key in _SIZE_KEYS:
                 value = parse_size(value, key)
+            if _type_name(key).startswith("list") and not isinstance(value, list):
+                raise ConfigError(f"{key}: is a list, got {value!r} in {origin}; write {key}=[{value},...]")
             try:
                 OmegaConf.update(merged, key, value, merge=False)
             except OmegaConfBaseException as e:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from roro_fast.cli import app
+from roro_fast.cli_doctor import VARIABLES
 from roro_fast.runs import RunDirectory
 from tests.tiny import overrides, save_pair, save_tiny
 
@@ -108,6 +111,28 @@ def test_doctor_finds_the_faults_of_a_pool(pair, tmp_path):
 def test_doctor_table_is_readable():
     result = invoke("doctor")
     assert result.exit_code == 0 and "sample_step: reference" in result.output
+    assert result.output.splitlines()[-1].startswith("ready: ")
+
+
+def test_doctor_reads_the_environment(monkeypatch):
+    monkeypatch.setenv("RORO_PROFLE", "torch")
+    monkeypatch.setenv("RORO_PROFILE", "nsight")
+    monkeypatch.setenv("RORO_DEBUG", "1")
+    result = invoke("doctor")
+    assert result.exit_code == 1 and "did you mean RORO_PROFILE?" in result.output
+    assert result.output.splitlines()[-1] == "2 faults: environment: RORO_PROFILE, environment: RORO_PROFLE"
+
+
+def test_doctor_knows_every_variable_that_is_read():
+    root = Path(__file__).parents[1]
+    sources = [*(root / "roro_fast").rglob("*.py"), *(root / "kernels").rglob("*.py"), root / "setup.py"]
+    sources += [*(root / "csrc").rglob("*.cpp"), *(root / "csrc").rglob("*.cu")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r"(?:environ[^\n]*|getenv\()\"(RORO_[A-Z_]+)\"", path.read_text(encoding="utf-8"))
+    }
+    assert read and read <= set(VARIABLES)
 
 
 # -- errors

@@ -162,3 +162,10 @@ def test_saved_yaml_is_plain():
     from roro_fast.config_io import to_yaml
 
     assert yaml.safe_load(to_yaml(Config()))["router"]["beta"] == Config().router.beta
+
+
+@pytest.mark.parametrize("override", ["models.paths=nano/small", "models.layers=2", "eval.arms=oracle"])
+def test_a_list_is_asked_for_as_a_list(override: str) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError, match=rf"{key}: is a list, got .*{value}.*; write {key}=\["):
+        load_config("nano", [override])
