@@ -16,14 +16,15 @@ RATIOS = {
     "openvino_genai": 1.5,
 }
 PLAIN = {"decode_1": 1.0, f"decode_{BATCH}": 1.5, "prefill": 1 / 0.7, "warm": 1.0}  # how much faster than the best peer
+NANO_RATE, NANO_RATIO = 20_000.0, 15.0  # at 256 in flight
 BANDWIDTH, OVERHEAD, EXTRA_FLOPS = 0.8, 0.05, 0.15
 
 
 def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """[{"what", "wanted", "got", "reached"}] for the smol pair; empty for others, which promise nothing here."""
-    if found["pair"] != "smol" or found["device"] != "cpu":
-        return []
+    """[{"what", "wanted", "got", "reached"}]; empty for pairs and devices that promise nothing here."""
     out: list[dict[str, Any]] = []
+    if found["device"] != "cpu":
+        return out
 
     def at_least(what: str, got: float, wanted: float) -> None:
         out.append({"what": what, "wanted": f">= {wanted:.4g}", "got": round(got, 3), "reached": got >= wanted})
@@ -32,6 +33,13 @@ def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
         out.append({"what": what, "wanted": f"<= {wanted:.4g}", "got": round(got, 4), "reached": got <= wanted})
 
     main = found["workloads"][found["main"]]["engines"]
+    if found["pair"] == "nano":
+        if OURS in main:
+            at_least("nano tokens/s", main[OURS]["tokens_per_second"], NANO_RATE)
+        if "ours_over_this" in main.get("hf_reprefill", {}):
+            at_least("answers/s over hf_reprefill", main["hf_reprefill"]["ours_over_this"], NANO_RATIO)
+    if found["pair"] != "smol":
+        return out
     for peer, wanted in RATIOS.items():
         if "ours_over_this" in main.get(peer, {}):
             at_least(f"answers/s over {peer}", main[peer]["ours_over_this"], wanted)

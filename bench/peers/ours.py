@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.e2e.workload import Sequence, Workload, span_pairs
@@ -93,6 +94,15 @@ class Ours(Peer):
             charge(m, s, n)
 
         self.engine.slots.charge_cached = charged  # type: ignore[method-assign]
+        self.passes = [0] * len(models)
+        launch = self.engine.forward.launch
+
+        def launched(m: int, rows: Any) -> Any:
+            out = launch(m, rows)
+            self.passes[m] += out is not None
+            return out
+
+        self.engine.forward.launch = launched  # type: ignore[method-assign]
         return {"torch": torch.__version__, "kernels": native.isa() if native.available() else "reference"}
 
     def run(self, work: Workload) -> Outcome:
@@ -100,6 +110,8 @@ class Ours(Peer):
         k = work.num_models
         for h in self.hits:
             h[:] = [0, 0.0]
+        self.passes[:] = [0] * k
+        kv_peak = 0
         before, rows = engine.iterations, {i: request(i, s) for i, s in enumerate(work.sequences)}
         tokens: list[list[int]] = [[] for _ in rows]
         steps: list[float] = []
@@ -112,7 +124,10 @@ class Ours(Peer):
             while waiting and active < work.concurrency:
                 engine.add(waiting.pop()[1], script)
                 active += 1
-            for t in engine.step():
+            done = engine.step()
+            if engine.iterations % 8 == 0:  # rarely enough not to be seen in the time
+                kv_peak = max(kv_peak, self._kv_bytes())
+            for t in done:
                 now, at = time.perf_counter(), t.meta["at"]
                 active -= 1
                 tokens[at] = t.token_ids
@@ -129,6 +144,7 @@ class Ours(Peer):
                 pairs[m] += span_pairs(0, n)
         saved = [int(h[0]) for h in self.hits]
         extra: dict[str, Any] = {"iterations": engine.iterations - before, "cached_tokens": saved}
+        extra |= {"passes": list(self.passes), "kv_bytes_peak": kv_peak}
         extra |= _phases(phases, profiling.seconds(), seconds, str(engine.models[0].device))
         return Outcome(
             seconds,
@@ -138,6 +154,17 @@ class Ours(Peer):
             [a - h[1] for a, h in zip(pairs, self.hits, strict=True)],
             extra,
         )
+
+    def _kv_bytes(self) -> int:
+        """Bytes of the pages that running sequences hold, shared ones once; the prefix cache's own are not counted."""
+        kv = self.engine.kv
+        pages = (np.unique(_held(kv.table[m], kv.num_pages[m])).size for m in range(len(self.passes)))
+        return sum(n * size for n, size in zip(pages, kv.page_bytes, strict=True))
+
+
+def _held(table: np.ndarray, num_pages: np.ndarray) -> np.ndarray:
+    """Page ids [n] in the first num_pages[s] entries of each row s."""
+    return table[np.arange(table.shape[1])[None] < num_pages[:, None]]
 
 
 def _phases(before: dict[str, float], after: dict[str, float], total: float, device: str) -> dict[str, Any]:

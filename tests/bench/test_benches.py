@@ -1,0 +1,123 @@
+"""The benches run from end to end on tiny random models and write what they promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.e2e import measure, plain, rollout, scaling, targets
+from bench.e2e.measure import Run
+from bench.e2e.random_pair import SIZES, config_of
+from bench.e2e.workload import Sequence, Workload
+
+CONFIGS = [config_of(s) for s in SIZES["tiny"][:2]]
+CEILING = {"bytes_per_second": 1e9, "flops": 1e9}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_rollout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.json"
+    argv = "--pair tiny --dtype float32 --threads 1 --concurrency 3 --prompt 40 --new 30 --rounds 2 --plain-new 6"
+    rollout.main([*argv.split(), "--engines", "roro_fast,hf_cached,llama_cpp", "--out", str(out)])
+    found = last_line(capsys)
+    assert found == json.loads(out.read_text())
+    engines = found["workloads"][found["main"]]["engines"]
+    assert set(engines) == {"roro_fast", "hf_cached"} and found["absent"]["llama_cpp"]
+    assert found["gate"]["roro_fast"]["ok"] and found["gate"]["roro_fast"]["equal_to_fp32"] == 1
+    for row in engines.values():
+        assert len(row["seconds"]) == found["rounds"] == 2
+        assert row["forward_flops_over_least"] == 1 and 0 < row["fraction_of_ceiling"] < 1
+        assert row["step_ms_p50"] <= row["step_ms_p99"] and row["peak_rss_mb"] > 50
+    assert engines["hf_cached"]["ours_over_this"] > 0 and 0 < engines["roro_fast"]["extra"]["outside_forward"] < 1
+    assert set(found["plain"]["engines"]["roro_fast"]) == {"decode_1", "decode_32", "prefill", "warm"}
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.json"
+    argv = "--pair tiny --short --threads 1 --rounds 1 --concurrency 8 --prompt 30 --long 80 --new 24"
+    curves = ["concurrency", "switch", "group"]
+    scaling.main([*argv.split(), "--curves", ",".join(curves), "--out", str(out)])
+    found = last_line(capsys)
+    assert set(found["curves"]) == set(curves) and set(found["bounds"]) == {*curves, "memory"}
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    per_token = {c: [p["forward_flops_per_token"] for p in points] for c, points in found["curves"].items()}
+    assert per_token["switch"] == sorted(per_token["switch"]) and per_token["group"][0] > per_token["group"][-1]
+    kv = [p["kv_mb_peak"] for p in found["curves"]["concurrency"]]
+    assert kv == sorted(kv) and kv[0] > 0
+    assert scaling.sentence("models", found["curves"]["group"]).startswith("8 models instead of 1 give")
+
+
+def fake(work: Workload, seconds: float, **extra: object) -> Run:
+    outcome = {"seconds": seconds, "step_seconds": [seconds] * 3, "forward_tokens": None, "extra": extra}
+    return Run(work, outcome, 1 << 20)
+
+
+def test_ratios_pair_the_rounds() -> None:
+    work = Workload("w", [Sequence([1] * 4, [(0, 10)], 0)], 1)
+    runs = {
+        "roro_fast": [fake(work, s) for s in (1.0, 2.0, 4.0)],
+        "hf_cached": [fake(work, s) for s in (3.0, 2.0, 8.0)],
+    }
+    row = measure.summary(runs, CONFIGS, 4, CEILING)["hf_cached"]
+    assert row["ours_over_this"] == 2.0 and row["ours_over_this_spread"] == [1.0, 3.0]
+    assert row["tokens_per_second"] == pytest.approx(10 / 3, abs=0.01)
+    assert row["forward_flops"] is None
+
+
+def test_the_floor_is_the_larger_need() -> None:
+    work = Workload("w", [Sequence([1] * 4, [(1, 10)], 0)], 1)
+    c = CONFIGS[1]
+    least = measure.floor(work, CONFIGS, 4, CEILING)
+    assert least["flops"] == pytest.approx(c.forward_flops(13, 13))
+    context = sum(range(5, 15))
+    assert least["bytes"] == 10 * c.num_params * 4 + context * c.kv_bytes_per_token(4)
+    assert least["seconds"] == max(least["flops"], least["bytes"]) / 1e9
+    twice = Workload("w", work.sequences * 2, 2)  # a batch reads the weights once
+    assert measure.floor(twice, CONFIGS, 4, CEILING)["bytes"] < 1.1 * least["bytes"]
+
+
+def test_plain_figures() -> None:
+    one = Workload("w", [Sequence([1] * 4, [(1, 1)], 0)], 1)
+    eleven = Workload("w", [Sequence([1] * 4, [(1, 11)], 0)], 1)
+    runs = {
+        name: {"roro_fast": [fake(w, ours)], "hf_cached": [fake(w, theirs)], "llama_cpp": [fake(w, 9 * theirs)]}
+        for name, w, ours, theirs in (
+            ("start_1", one, 1.0, 1.0), ("decode_1", eleven, 2.0, 3.0), ("prefill", one, 0.5, 0.25),
+        )
+    }  # fmt: skip
+    found = plain.summary(runs, CONFIGS[1], 4, CEILING)
+    assert found["engines"]["roro_fast"] == {"decode_1": 10.0, "prefill": 500.0}
+    assert found["best_peer"]["decode_1"] == {
+        "peer": "hf_cached", "its": 5.0, "ours": 10.0, "ours_is_faster_by": 2.0,
+    }  # fmt: skip
+    assert found["best_peer"]["prefill"]["ours_is_faster_by"] == 0.5
+    limit = 1e9 / (CONFIGS[1].num_params * 4)
+    assert found["bandwidth_fraction"]["hf_cached"] == pytest.approx(5 / limit, abs=1e-4)
+
+
+def test_targets_judge_only_what_was_measured() -> None:
+    engines = {
+        "roro_fast": {"tokens_per_second": 5.0, "forward_flops_over_least": 1.2, "extra": {"outside_forward": 0.04}},
+        "hf_cached": {"ours_over_this": 3.0},
+        "vllm_cpu": {"ours_over_this": 1.9},
+    }
+    best = {"prefill": {"peer": "vllm_cpu", "ours_is_faster_by": 1.43}}
+    found = {
+        "pair": "smol", "device": "cpu", "main": "m", "workloads": {"m": {"engines": engines}},
+        "plain": {"best_peer": best, "bandwidth_fraction": {"roro_fast": 0.79}},
+    }  # fmt: skip
+    judged = {t["what"]: t["reached"] for t in targets.judged(found)}
+    assert judged == {
+        "answers/s over hf_cached": True, "answers/s over vllm_cpu": False, "FLOPs beyond exact catch-up": False,
+        "share of time outside model forwards": True, "prefill faster than vllm_cpu by": True,
+        "decode_1 of the read bandwidth": False,
+    }  # fmt: skip
+    assert targets.judged(found | {"device": "cuda"}) == []
+    assert [t["reached"] for t in targets.judged(found | {"pair": "nano"})] == [False]
