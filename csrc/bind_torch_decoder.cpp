@@ -102,15 +102,6 @@ void decoder_set_layer_meta(Tensor, std::int64_t, const Tensor&, const Tensor&, 
                             const MaybeTensor&, const Tensor&, const MaybeTensor&, const Tensor&, const Tensor&,
                             const MaybeTensor&, const Tensor&, const MaybeTensor&) {}
 
-const float* rotary(const char* name, const Tensor& t, std::int64_t dim, std::int64_t& stride) {
-  check_type(name, t, ScalarType::Float);
-  check_shape(name, t, {-1, dim});
-  check_cpu(name, t);
-  check_rows(name, t);
-  stride = t.stride(0);
-  return pointer<float>(t);
-}
-
 const std::int64_t* bounded(const char* name, const Tensor& t, std::int64_t n, std::int64_t limit, const char* what) {
   const std::int64_t* x = indices(name, t, n);
   for (std::int64_t i = 0; i < n; ++i) {

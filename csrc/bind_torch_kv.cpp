@@ -1,5 +1,6 @@
 // torch.ops.roro_fast: ops on paged keys and values.
 #include "bind_torch.h"
+#include "bind_torch_paged.h"
 
 #include <algorithm>
 #include <cmath>
@@ -115,45 +116,6 @@ cpu::PagedTensor paged(const char* name, const Tensor& t, std::int64_t page_size
   return {t.data_ptr(), float_type(name, t), t.stride(0), t.stride(1), t.stride(2)};
 }
 
-struct Groups {
-  const std::int64_t *members = nullptr, *offsets = nullptr, *lengths = nullptr;
-  std::int64_t n = 0;
-};
-
-// Every member's first lengths[g] tokens must lie in the same pages, before its queries.
-Groups check_groups(const cpu::AttentionArgs& a, std::int64_t sequences, const Tensor& members, const Tensor& offsets,
-                    const Tensor& lengths) {
-  Groups g;
-  check_shape("prefix.lengths", lengths, {-1});
-  g.n = lengths.size(0);
-  g.lengths = indices("prefix.lengths", lengths, g.n);
-  g.offsets = indices("prefix.offsets", offsets, g.n + 1);
-  check_shape("prefix.members", members, {-1});
-  const std::int64_t m = members.size(0);
-  g.members = indices("prefix.members", members, m);
-  RORO_CHECK(g.offsets[0] == 0 && g.offsets[g.n] == m, "prefix.offsets: must run from 0 to ", m);
-  std::vector<bool> taken(sequences, false);
-  for (std::int64_t i = 0; i < g.n; ++i) {
-    const std::int64_t begin = g.offsets[i], end = g.offsets[i + 1];
-    RORO_CHECK(begin <= end, "prefix.offsets: group ", i, " descends");
-    RORO_CHECK(g.lengths[i] >= 0, "prefix.lengths: ", g.lengths[i], " at ", i);
-    for (std::int64_t j = begin; j < end && j < m; ++j) {
-      const std::int64_t s = g.members[j];
-      RORO_CHECK(s >= 0 && s < sequences, "prefix.members: sequence ", s, " at ", j, ", but there are ", sequences);
-      RORO_CHECK(!taken[s], "prefix.members: sequence ", s, " is there twice");
-      taken[s] = true;
-      const std::int64_t own = a.kv_lens[s] - (a.cu_seqlens[s + 1] - a.cu_seqlens[s]);
-      RORO_CHECK(g.lengths[i] <= own, "prefix.lengths: ", g.lengths[i], " at ", i, ", but sequence ", s, " has ", own,
-                 " tokens before its queries");
-      const std::int64_t pages = (g.lengths[i] + a.page_size - 1) / a.page_size;
-      const std::int64_t *first = a.table + g.members[begin] * a.table_stride, *mine = a.table + s * a.table_stride;
-      RORO_CHECK(std::equal(first, first + pages, mine), "prefix: sequence ", s, " does not share the pages of group ",
-                 i);
-    }
-  }
-  return g;
-}
-
 Tensor paged_attention_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                             const MaybeTensor&, const MaybeTensor&, const MaybeTensor&) {
   return torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
@@ -182,28 +144,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_p
   a.k = paged("k_pages", k_pages, a.page_size, a.kv_heads, a.dim);
   a.v = paged("v_pages", v_pages, a.page_size, a.kv_heads, a.dim);
   const std::int64_t pages = std::min(k_pages.size(0), v_pages.size(0));
-  check_shape("page_table", page_table, {-1, -1});
-  check_type("page_table", page_table, ScalarType::Long);
-  check_rows("page_table", page_table);
-  check_cpu("page_table", page_table);
-  const std::int64_t n = page_table.size(0), width = page_table.size(1);
-  a.table = pointer<std::int64_t>(page_table);
-  a.table_stride = page_table.stride(0);
-  a.kv_lens = indices("kv_lens", kv_lens, n);
-  a.cu_seqlens = indices("cu_seqlens", cu_seqlens, n + 1);
-  RORO_CHECK(a.cu_seqlens[0] == 0 && a.cu_seqlens[n] == q.size(0), "cu_seqlens: must run from 0 to ", q.size(0));
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t queries = a.cu_seqlens[i + 1] - a.cu_seqlens[i], length = a.kv_lens[i];
-    RORO_CHECK(queries >= 0, "cu_seqlens: descends at ", i + 1);
-    RORO_CHECK(length >= queries, "kv_lens: ", length, " at ", i, ", but the sequence has ", queries, " queries");
-    RORO_CHECK(length <= width * a.page_size, "kv_lens: ", length, " at ", i, ", but page_table maps ",
-               width * a.page_size);
-    if (!queries) continue;
-    for (std::int64_t p = 0; p < (length + a.page_size - 1) / a.page_size; ++p) {
-      const std::int64_t page = a.table[i * a.table_stride + p];
-      RORO_CHECK(page >= 0 && page < pages, "page_table: page ", page, " at [", i, ", ", p, "], but there are ", pages);
-    }
-  }
+  const std::int64_t n = check_paging(a, page_table, kv_lens, cu_seqlens, q.size(0), pages);
   Groups g;
   if (members && offsets && lengths) g = check_groups(a, n, *members, *offsets, *lengths);
   a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(a.dim)));

@@ -1,5 +1,6 @@
 // torch.ops.roro_fast: norm_rope_store, add_rms_norm, silu_mul.
 #include "bind_torch.h"
+#include "bind_torch_paged.h"
 
 #include <tuple>
 
@@ -11,15 +12,6 @@ namespace {
 const void* weight_of(const char* name, const Tensor& t, std::int64_t n, cpu::DType& type) {
   type = float_type(name, t);
   return vector_of<char>(name, t, n, t.scalar_type());
-}
-
-const float* rotary(const char* name, const Tensor& t, std::int64_t dim, std::int64_t& stride) {
-  check_type(name, t, ScalarType::Float);
-  check_shape(name, t, {-1, dim});
-  check_cpu(name, t);
-  check_rows(name, t);
-  stride = t.stride(0);
-  return pointer<float>(t);
 }
 
 cpu::PagedTensor pages_of(const char* name, const Tensor& t, std::int64_t page_size, std::int64_t heads,

@@ -10,6 +10,16 @@
 
 namespace roro {
 
+// A table [positions, dim] of cosines or sines.
+inline const float* rotary(const char* name, const Tensor& t, std::int64_t dim, std::int64_t& stride) {
+  check_type(name, t, ScalarType::Float);
+  check_shape(name, t, {-1, dim});
+  check_cpu(name, t);
+  check_rows(name, t);
+  stride = t.stride(0);
+  return pointer<float>(t);
+}
+
 struct Groups {
   const std::int64_t *members = nullptr, *offsets = nullptr, *lengths = nullptr;
   std::int64_t n = 0;
