@@ -149,21 +149,24 @@ def test_the_smallest_arena_gives_the_same_answers(page_size: int) -> None:
     assert e.kv.stats.preemptions > 0 and sum(sum(t.meta["projected_tokens"]) for t in got.values()) > 0
 
 
-@pytest.mark.parametrize("when", [2, 6, 11])
+@pytest.mark.parametrize("when", [9, 12, 18, 23])
 def test_forks_share_projected_pages(when: int) -> None:
-    policy = Drawn()
-    source = Request(prompt(2, 20), max_new_tokens=40, max_step_tokens=3, seed=4, tag={"id": 0})
-    child = Request([0], max_new_tokens=15, max_step_tokens=3, seed=5, temperature=1.0, tag={"id": 1})
+    """Source and forks write on from the middle of a page that they share, and hand it over to each other's models."""
+    policy = Planned()
+    source = Request(prompt(2, 19), max_new_tokens=60, max_step_tokens=7, seed=4, tag={"id": 0, "plan": [0, 1]})
+    child = Request([0], max_new_tokens=30, max_step_tokens=7, seed=5, temperature=1.0)
     done = {}
-    for e in (pairs.engine(pool(), page_size=4), engine(page_size=4)):
+    for e in (pairs.engine(pool(), page_size=8), engine(page_size=8)):
         rid = e.add(source, policy)
         found = [t for _ in range(when) for t in e.step()]
-        e.fork(rid, child, policy)
+        for j in (1, 2):
+            e.fork(rid, replace(child, sample=j, tag={"id": j, "plan": [j - 1, 2 - j]}), policy)
         while e.has_work:
             found += e.step()
         pairs.assert_clean(e)
         done[e.forward.projecting is not None] = {t.meta["id"]: t for t in found}
-    for i in (0, 1):
+    assert len({tuple(t.token_ids[-9:]) for t in done[False].values()}) == 3
+    for i in (0, 1, 2):
         assert without_cost(done[True][i]) == without_cost(done[False][i])
         assert done[True][i].meta["approximate"]
 
