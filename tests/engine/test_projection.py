@@ -93,9 +93,18 @@ def test_an_exact_map_is_found() -> None:
         assert p.gate is not None and p.gate.kl_mean < 1e-9 and p.gate.top1 == 1.0 and p.gate.tokens > 100
 
 
-@pytest.mark.parametrize("space", ["next", "regenerate"])
-@pytest.mark.parametrize("scout", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"page_size": 3, "max_batch_tokens": 9}], ids=["whole", "chunked"])
+CHUNKED = {"page_size": 3, "max_batch_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("space", "scout", "settings"),
+    [
+        ("next", False, {}),
+        ("next", True, CHUNKED),
+        ("regenerate", False, CHUNKED),
+        ("regenerate", True, {}),
+    ],
+)
 def test_the_engine_writes_what_exact_catch_up_writes(space: str, scout: bool, settings: dict[str, int]) -> None:
     rows = [replace(r, temperature=float(i % 2), top_k=30) for i, r in enumerate(requests(12))]
     exact = run(pairs.engine(pool(), **settings), rows, Drawn(space, scout))
@@ -112,18 +121,20 @@ def test_only_the_last_missing_token_runs() -> None:
     """One step each by 0, 1, 0: every hand-over costs the receiver one token and the map the rest."""
     row = Request(prompt(9, 25), max_new_tokens=12, max_step_tokens=4, tag={"id": 0, "plan": [0, 1, 0]})
     exact = run(pairs.engine(pool()), [row], Planned())[0]
-    t = run(engine(), [row], Planned())[0]
+    e = engine()
+    t = run(e, [row], Planned())[0]
     assert without_cost(t) == without_cost(exact) and t.models == [0, 1, 0]
     assert exact.cost.forward_tokens == [25 + 3 + 1 + 4 + 3, 25 + 4 + 3] and exact.cost.cached_tokens == 0
     assert t.cost.forward_tokens == [25 + 3 + 1 + 3, 1 + 3] and t.meta["projected_tokens"] == [4, 25 + 3]
     flops = [maps()[j, m].maps.flops_per_token for j, m in ((1, 0), (0, 1))]
     assert t.meta["projection_flops"] == 4 * flops[0] + 28 * flops[1]
-    ran = sum(
-        m.config.forward_flops(n, n) for m, n in zip(pool(), exact.cost.forward_tokens, strict=True)
-    )  # the same tokens, each once
-    assert exact.cost.total_flops == ran
+    spent = [m.config.forward_flops for m in pool()]
+    assert exact.cost.total_flops == spent[0](36, 36) + spent[1](32, 32)
+    ran = spent[0](28, 28) + spent[0](4, 36) + spent[1](4, 32)
+    assert t.cost.total_flops == ran + t.meta["projection_flops"]
     assert t.cost.generated_flops == exact.cost.generated_flops
-    assert t.meta["projection_flops"] < t.cost.total_flops < exact.cost.total_flops
+    again = run(e, [row], Planned())[0]
+    assert again.meta["projected_tokens"] == t.meta["projected_tokens"] and again.cost.total_flops == t.cost.total_flops
 
 
 def test_a_map_one_way_leaves_the_other_exact() -> None:
@@ -169,6 +180,22 @@ def test_forks_share_projected_pages(when: int) -> None:
     for i in (0, 1, 2):
         assert without_cost(done[True][i]) == without_cost(done[False][i])
         assert done[True][i].meta["approximate"]
+
+
+def test_what_is_forked_from_approximate_kv_is_approximate() -> None:
+    e = engine()
+    rid = e.add(
+        Request(prompt(9, 12), max_new_tokens=20, max_step_tokens=4, tag={"id": 0, "plan": [0, 1, 1, 1, 1]}), Planned()
+    )
+    for _ in range(8):
+        e.step()
+    e.fork(rid, Request([0], max_new_tokens=3, model=1, tag={"id": 1}))
+    done = {}
+    while e.has_work:
+        done |= {t.meta["id"]: t for t in e.step()}
+    assert done[1].meta["projected_tokens"] == [0, 0] and done[1].meta["approximate"]
+    fresh = run(e, [Request(prompt(1, 5), model=1, tag={"id": 2})])[2]
+    assert not fresh.meta["approximate"] and fresh.meta["projection_flops"] == 0
 
 
 def test_the_prefix_cache_holds_exact_pages_only() -> None:
