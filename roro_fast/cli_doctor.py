@@ -212,22 +212,25 @@ def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
     """Can these models be one pool: configs, weights present, tokenizer shared, delimiter, context, FLOPs ratio."""
     from roro_fast.models.delimiter import StepBoundary
     from roro_fast.models.loading import load_config
-    from roro_fast.train.setup import fingerprint, load_tokenizer, resolve_model
+    from roro_fast.train.setup import fingerprint, load_tokenizer, model_files
 
     flops: list[float] = []
     prints: list[str] = []
     for name in names:
         try:
-            path = resolve_model(name, "doctor")
-            c = load_config(path)
-            tokenizer = load_tokenizer(path, "doctor")
+            files = model_files(name, "doctor")
+            c = load_config(files.weights)
+            tokenizer = load_tokenizer(files.tokenizer, "doctor")
         except RoroError as e:
             yield Finding("models", name, "fault", str(e))
             continue
         flops.append(c.forward_flops(1, 1))
         prints.append(fingerprint(tokenizer))
-        weights = any(path.glob("*.safetensors"))
-        detail = f"{c.family}, {c.num_params:,} parameters, {c.num_layers} layers, context {c.max_position}"
+        weights = any(files.weights.glob("*.safetensors"))
+        detail = (
+            "LoRA adapter on " * (files.path != files.weights)
+            + f"{c.family}, {c.num_params:,} parameters, {c.num_layers} layers, context {c.max_position}"
+        )
         detail += f", {c.forward_flops(1, 1):.3g} FLOPs/token" + ("" if weights else "; no safetensors weights")
         yield Finding("models", name, "ok" if weights else "fault", detail)
         try:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
+from roro_fast.models import lora
 from roro_fast.models.config import FAMILIES, DecoderConfig
 from roro_fast.models.decoder import Decoder
 
@@ -146,11 +147,19 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     layers: int | None = None,
+    base: str | Path | None = None,
 ) -> Decoder:
-    """Frozen decoder from a HF safetensors directory; `layers` keeps only the first ones with the shared head."""
+    """Frozen decoder from a HF safetensors directory; `layers` keeps only the first ones with the shared head.
+
+    A directory with a LoRA adapter (PEFT) is merged into its base model: the one the adapter names, or `base`.
+    """
     path = Path(directory)
-    config = load_config(path)
-    tensors = read_tensors(path)
+    adapted = lora.is_adapter(path)
+    weights = Path(base or lora.base_of(path)) if adapted else path
+    config = load_config(weights)
+    tensors = read_tensors(weights)
+    if adapted:
+        lora.merge(tensors, path)
     if layers is not None:
         config, tensors = first_layers(config, tensors, layers)
     model = Decoder(config).to(dtype)

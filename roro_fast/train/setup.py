@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from roro_fast.config import Config, EngineConfig, ModelsConfig
 from roro_fast.engine import StepEngine
 from roro_fast.engine.projection import load_projections
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.models import smol
+from roro_fast.models import lora, smol
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
 from roro_fast.models.loading import load_decoder
@@ -27,6 +28,7 @@ from roro_fast.tasks.prompting import encode_prompt
 
 PACKAGED = ("nano/small", "nano/large", "nano/reader")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_model(name: str, key: str = "models.paths") -> Path:
@@ -38,17 +40,53 @@ def resolve_model(name: str, key: str = "models.paths") -> Path:
         return Path(str(packaged))
     if name == "smol":
         return smol.ensure()
+    if HUB_ID.fullmatch(name) and not name.startswith("nano/"):
+        return fetch(name, key)
     raise CheckpointError(
-        f"{key}: no directory {name!r}; give a model directory, 'smol' or one of {', '.join(PACKAGED)}"
+        f"{key}: no directory {name!r}; give a model directory, a hub id such as Qwen/Qwen3-1.7B, 'smol' or one of "
+        f"{', '.join(PACKAGED)}"
     )
+
+
+def fetch(name: str, key: str = "models.paths") -> Path:
+    """The snapshot of a model on the Hugging Face hub, safetensors only; from the local cache when it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as e:
+        reason = str(e).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{key}: no directory {name!r}, and the Hugging Face hub does not give it ({reason}); without network run "
+            f"`hf download {name} --local-dir DIR` elsewhere and give DIR"
+        ) from e
+
+
+class ModelFiles(NamedTuple):
+    """Directories of one model: what was named, the (base) weights and config, the tokenizer."""
+
+    path: Path
+    weights: Path
+    tokenizer: Path
+
+
+def model_files(name: str, key: str = "models.paths") -> ModelFiles:
+    """Where the parts of a model are; a LoRA adapter has its weights, and perhaps its tokenizer, from its base."""
+    path = resolve_model(name, key)
+    weights = resolve_model(lora.base_of(path), key) if lora.is_adapter(path) else path
+    return ModelFiles(path, weights, path if has_tokenizer(path) else weights)
+
+
+def has_tokenizer(path: Path) -> bool:
+    return any((path / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(path: Path, key: str = "models.paths") -> Any:
     """The Hugging Face tokenizer of a model directory."""
     from transformers import AutoTokenizer
 
-    # transformers makes up an empty tokenizer for a directory that has none
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):  # transformers makes up an empty one
         raise CheckpointError(f"{key}: {path} has no readable tokenizer; add tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(path)
@@ -94,11 +132,12 @@ def device_of(name: str) -> torch.device:
 def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
     """(decoders smallest first, tokenizer). Raises ConfigError or CheckpointError naming the model at fault."""
     devices, dtype = [device_of(d) for d in config.devices], getattr(torch, config.dtype)
-    paths = [resolve_model(p) for p in config.paths]
-    tokenizer = shared_tokenizer(paths)
-    layers = config.layers or [0] * len(paths)
+    found = [model_files(p) for p in config.paths]
+    tokenizer = shared_tokenizer([f.tokenizer for f in found])
+    layers = config.layers or [0] * len(found)
     models = [
-        load_decoder(p, dtype, device, layers=n or None) for p, device, n in zip(paths, devices, layers, strict=True)
+        load_decoder(f.path, dtype, device, layers=n or None, base=f.weights)
+        for f, device, n in zip(found, devices, layers, strict=True)
     ]
     sizes = [m.config.num_params for m in models]
     if sizes != sorted(sizes):

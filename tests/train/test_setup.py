@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from roro_fast import cli_doctor
 from roro_fast.config import ModelsConfig
 from roro_fast.config_io import load_config
 from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.models.loading import load_decoder
 from roro_fast.train.setup import Workbench, fingerprint, load_pool, load_task, load_tokenizer, resolve_model
 from tests.tiny import overrides, save_pair, save_tiny
 
@@ -98,3 +102,27 @@ def test_a_directory_wins_over_a_packaged_name(tmp_path, monkeypatch, pair):
     (tmp_path / "nano" / "small").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve_model("nano/small").absolute() == tmp_path / "nano" / "small"
+
+
+def test_an_adapter_takes_weights_and_tokenizer_from_its_base(tmp_path, pair):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(pair[1])}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    base = load_decoder(pair[1])
+    rows, columns = base.layers[0].down.weight.shape
+    parts = {name.format("A"): torch.ones(1, columns), name.format("B"): torch.ones(rows, 1)}
+    save_file(parts, adapter / "adapter_model.safetensors")
+    models, _ = load_pool(ModelsConfig(paths=[str(pair[0]), str(adapter)]))
+    torch.testing.assert_close(models[1].layers[0].down.weight, base.layers[0].down.weight + 1)
+    found = {f.name: f for f in cli_doctor.models([str(pair[0]), str(adapter)], "\n\n")}
+    assert found[str(adapter)].detail.startswith("LoRA adapter on ") and found[str(adapter)].status == "ok"
+
+
+def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        CheckpointError, match=r"models.paths: no directory 'nobody/nothing', .*hf download nobody/noth"
+    ):
+        resolve_model("nobody/nothing")
