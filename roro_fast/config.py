@@ -18,7 +18,11 @@ ACTION_SPACES = ("next", "regenerate")
 ORDERS = ("judge_first", "rubricor_first")
 PROCESS_REWARDS = ("judge", "none", "formula", "fixed_rubric", "random_rubric", "shuffled")
 COLLECT_ARMS = ("all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical", "policy")
-EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro")
+BASELINE_ARMS = (
+    "trim_thr", "trim_agg", "trim_pomdp", "policy_guided", "policy_guided_regenerate", "steer", "steer_regenerate",
+    "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r",
+)  # fmt: skip
+EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro", *BASELINE_ARMS)
 
 
 def require(ok: bool, key: str, problem: str) -> None:
@@ -389,7 +393,9 @@ class CalibrateConfig:
 class EvalConfig:
     """Arms and budgets of the frontier, and the bootstrap resamples behind its intervals.
 
-    `n_view` test queries are kept answer by answer for the report's viewer.
+    `n_view` test queries are kept answer by answer for the report's viewer. Published baselines are fitted on `n_fit`
+    train queries, those that learn by `fit_steps` rounds of PPO. `prm` names their process reward model and `rating`
+    what SpecReason asks: directories or packaged heads (empty: the packaged head, or the large model's own digit).
     """
 
     arms: list[str] = field(
@@ -398,6 +404,10 @@ class EvalConfig:
     budgets: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     n_boot: int = 1000
     n_view: int = 12
+    n_fit: int = 200
+    fit_steps: int = 40
+    prm: str = ""
+    rating: str = ""
 
     def __post_init__(self) -> None:
         choose_all(self.arms, "eval.arms", EVAL_ARMS)
@@ -406,6 +416,8 @@ class EvalConfig:
                 anchor in self.arms, "eval.arms", f"lacks {anchor!r}, which every frontier is measured against; add it"
             )
         at_least(self.n_view, 0, "eval.n_view")
+        for key in ("n_fit", "fit_steps"):
+            at_least(getattr(self, key), 1, f"eval.{key}")
         check_budgets(self.budgets, "eval.budgets")
         at_least(self.n_boot, 1, "eval.n_boot")
 

@@ -9,6 +9,7 @@ import torch
 
 from roro_fast.engine import Trajectory
 from roro_fast.errors import CheckpointError
+from roro_fast.eval.baselines import BUILDERS, Fitting
 from roro_fast.eval.metrics import Evaluation
 from roro_fast.eval.plain import to_plain
 from roro_fast.eval.records import PointResult, load_points, save_points
@@ -37,7 +38,7 @@ def evaluate(ctx: Context) -> dict[str, Any]:
     settings = {
         a: baseline_settings(a, ctx.bench.task, len(ctx.bench.models), c.router.action_space)
         for a in c.eval.arms
-        if a not in LEARNED
+        if a not in LEARNED and a not in BUILDERS
     }
     per_arm = {a: len(settings.get(a, c.eval.budgets)) * c.task.n_test for a in c.eval.arms}
     total = sum(per_arm.values())
@@ -45,7 +46,8 @@ def evaluate(ctx: Context) -> dict[str, Any]:
         path = folder / f"{arm}.safetensors"
         if not path.is_file():
             counter = _Counter(ctx, done, total)
-            chosen = settings[arm] if arm in settings else learned(ctx, arm, counter.calibrating)
+            make = learned if arm in LEARNED else fitted
+            chosen = settings[arm] if arm in settings else make(ctx, arm, counter.calibrating)
             found = runner(ctx, SPLIT, counter).run(arm, chosen, seed=c.run.seed)
             counter.store.flush()
             save_points(path, found)
@@ -74,6 +76,19 @@ def summarise(ctx: Context, points: list[PointResult]) -> dict[str, Any]:
 def runner(ctx: Context, split: str, on_finish: Callable[[Trajectory], None] | None = None) -> Runner:
     limits = {k: v for k, v in ctx.limits(ctx.config.engine.temperature).items() if k != "seed"}
     return Runner(ctx.bench.engine, ctx.bench.task, ctx.prompts(split), limits, on_finish)
+
+
+def fitting(ctx: Context, on_finish: Callable[[Trajectory], None] | None = None) -> Fitting:
+    """What published baselines are fitted on: the first `eval.n_fit` train queries and the calibrate split."""
+    c = ctx.config
+    train = runner(ctx, "train", on_finish)
+    train.prompts = train.prompts[: c.eval.n_fit]
+    return Fitting(ctx.bench, train, runner(ctx, "calibrate", on_finish), c.eval.budgets, c.run.seed, c.eval.fit_steps)
+
+
+def fitted(ctx: Context, arm: str, on_finish: Callable[[Trajectory], None] | None = None) -> list[Setting]:
+    """The published baseline `arm` at each of `eval.budgets`."""
+    return BUILDERS[arm](fitting(ctx, on_finish))
 
 
 def learned(ctx: Context, arm: str, on_finish: Callable[[Trajectory], None] | None = None) -> list[Setting]:

@@ -12,6 +12,7 @@ from roro_fast.engine import Request, RoutingPolicy, StepEngine, Trajectory
 from roro_fast.eval.records import PointResult
 from roro_fast.routing import ConfidenceThreshold, Constant, Oracle, PolicyNetwork, RandomRouter
 from roro_fast.routing.calibrate import fit_biases
+from roro_fast.routing.scoring import METER, charge, meter
 from roro_fast.tasks.base import Query, Task
 from roro_fast.train.rollout import verify
 
@@ -36,7 +37,7 @@ class Runner:
         groups: list[list[Trajectory]] = [[] for _ in settings]
         queries = {q.id: q for q, _ in self.prompts}
         for t in self.engine.rollout(self._requests(arm, settings, seed, samples)):
-            groups[t.meta["setting"]].append(verify(t, queries[t.query_id], self.task))
+            groups[t.meta["setting"]].append(charge(verify(t, queries[t.query_id], self.task)))
             if self.on_finish is not None:
                 self.on_finish(t)
         ids = [q.id for q, _ in self.prompts]
@@ -47,19 +48,24 @@ class Runner:
 
     def _requests(self, arm: str, settings: Sequence[Setting], seed: int, samples: int) -> Iterable[Request]:
         for i, (_, policy) in enumerate(settings):
+            limits = {**self.limits, **step_limits(policy, self.limits)}
             for at, (q, ids) in enumerate(self.prompts):
                 for j in range(samples):
-                    tag = {"setting": i}
+                    tag = {"setting": i, METER: meter()}
                     key = (seed << 20) + at
-                    yield Request(
-                        ids, query=q, arm=arm, policy=policy, sample=j, tag=tag, **{**self.limits, "seed": key}
-                    )
+                    yield Request(ids, query=q, arm=arm, policy=policy, sample=j, tag=tag, **{**limits, "seed": key})
 
     def trajectories(self, policy: RoutingPolicy, arm: str, seed: int = 0) -> list[Trajectory]:
         """Verified answers of one setting, in query order."""
         queries = {q.id: q for q, _ in self.prompts}
         found = {t.query_id: t for t in self.engine.rollout(self._requests(arm, [(0.0, policy)], seed, 1))}
-        return [verify(found[q.id], queries[q.id], self.task) for q, _ in self.prompts]
+        return [charge(verify(found[q.id], queries[q.id], self.task)) for q, _ in self.prompts]
+
+
+def step_limits(policy: RoutingPolicy, limits: dict[str, Any]) -> dict[str, Any]:
+    """Request fields of a policy that decides about steps of its own size, such as single tokens."""
+    size = getattr(policy, "step_tokens", 0)
+    return {"max_step_tokens": size, "max_steps": limits["max_new_tokens"]} if size else {}
 
 
 def baseline_settings(arm: str, task: Task, num_models: int, action_space: str = "next") -> list[Setting]:

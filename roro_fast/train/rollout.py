@@ -68,11 +68,26 @@ class RolloutStats:
         }
 
 
+def reasoning_steps(trajectory: Trajectory) -> tuple[list[str], list[int]]:
+    """(texts as the delimiter cuts them, which of them each step belongs to): a step cut short by its cap goes on."""
+    texts: list[str] = []
+    owner: list[int] = []
+    closed = True
+    for step, text in zip(trajectory.steps, trajectory.step_texts, strict=True):
+        if closed:
+            texts.append("")
+        texts[-1] += text
+        owner.append(len(texts) - 1)
+        closed = step.closed
+    return texts, owner
+
+
 def verify(trajectory: Trajectory, query: Query, task: Task) -> Trajectory:
     """Fill `correct`, `step_correct` and `predicted` from the task's verdict."""
-    outcome = task.verify(query, trajectory.step_texts)
+    texts, owner = reasoning_steps(trajectory)
+    outcome = task.verify(query, texts)
     trajectory.correct = outcome.correct
-    trajectory.step_correct = list(outcome.steps) if outcome.steps is not None else None
+    trajectory.step_correct = [outcome.steps[i] for i in owner] if outcome.steps is not None else None
     trajectory.predicted = outcome.predicted
     if outcome.error:
         trajectory.meta["verdict_error"] = outcome.error

@@ -1,0 +1,132 @@
+"""Step scores from outside the pool: the protocol of a process reward model, and what asking one costs.
+
+A scorer reads a whole answer and gives every step of it a score in [0, 1]. Its FLOPs are not the engine's; `rate`
+writes them to the request's `METER`, from where `charge` adds them to the total FLOPs of the answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from roro_fast.engine.policy import BoundaryBatch
+from roro_fast.engine.trajectory import Trajectory
+from roro_fast.errors import ConfigError
+
+METER = "scoring"  # key of a request's tag under which scoring is metered
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a scorer reads: the problem's text and the text of each step, the last one perhaps a draft."""
+
+    prompt: str
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """Per step: a score in [0, 1], and the tokens and FLOPs run for it when it is new and those before it are known."""
+
+    values: tuple[float, ...]
+    tokens: tuple[int, ...]
+    flops: tuple[float, ...]
+
+
+class StepScorer(Protocol):
+    """A process reward model. Scores of a trace must not depend on the other traces of the call."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, traces: Sequence[Trace]) -> list[StepScores]: ...
+
+
+def meter() -> dict[str, float]:
+    """A fresh meter to put under `METER` into `Request.tag`."""
+    return {"tokens": 0, "flops": 0.0}
+
+
+def rate(scorer: StepScorer, batch: BoundaryBatch) -> list[tuple[float, ...]]:
+    """Scores of all steps so far per row (in "regenerate" the last is the draft's), charged to the row's meter.
+
+    New since the last decision are the draft and, where the draft before it was rewritten, the step written instead.
+    """
+    traces = []
+    for tag, prefix in zip(batch.tags, batch.prefix, strict=True):
+        if tag.get("query") is None:
+            raise ConfigError(f"scorer {scorer.name!r}: a step cannot be scored without its problem; set Request.query")
+        traces.append(Trace(tag["query"].prompt, tuple(prefix())))
+    found = scorer.score(traces)
+    for tag, s in zip(batch.tags, found, strict=True):
+        if METER in tag:
+            new = 2 if len(s.values) > 1 and tag["actions"][-1:] != [0] else 1
+            tag[METER]["tokens"] += sum(s.tokens[-new:])
+            tag[METER]["flops"] += sum(s.flops[-new:])
+    return [s.values for s in found]
+
+
+def charge(trajectory: Trajectory) -> Trajectory:
+    """Add what scoring cost to the answer's total FLOPs; generated FLOPs stay the papers' count of written tokens."""
+    trajectory.cost.total_flops += trajectory.meta.get(METER, {}).get("flops", 0.0)
+    return trajectory
+
+
+def forward_flops(params: int, layers: int, width: int, tokens: int) -> float:
+    """Of one forward over `tokens` tokens: 2N each, and attention over all (query, key) pairs; width = heads * dim."""
+    return 2.0 * params * tokens + 4.0 * layers * width * tokens * (tokens + 1) / 2
+
+
+def one_pass(values: Sequence[float], tokens: int, shape: tuple[int, int, int]) -> StepScores:
+    """Scores that one forward over the whole trace gave: all of it is run again for every new step."""
+    n = len(values)
+    before, flops = (0,) * (n - 1), forward_flops(*shape, tokens)
+    return StepScores(tuple(values), (*before, tokens)[:n], (*(0.0 for _ in before), flops)[:n])
+
+
+class PrefixCache:
+    """Remembers the scores of answers' beginnings, for scorers that must read each beginning by itself.
+
+    An answer is charged for its beginnings whether they were known or not: a cost is the answer's own.
+    """
+
+    def __init__(self, size: int = 65536) -> None:
+        self.size = size
+        self._known: OrderedDict[Trace, tuple[float, int, float]] = OrderedDict()
+
+    def missing(self, traces: Sequence[Trace]) -> list[Trace]:
+        """The distinct beginnings (one per step) that are not known yet, in order of appearance."""
+        return [h for h in dict.fromkeys(h for t in traces for h in beginnings(t)) if h not in self._known]
+
+    def collect(self, traces: Sequence[Trace], new: dict[Trace, tuple[float, int, float]]) -> list[StepScores]:
+        """Scores of `traces`; `new` maps each missing beginning to its (score, tokens, FLOPs)."""
+        self._known.update(new)
+        rows = [[self._known[h] for h in beginnings(t)] for t in traces]
+        while len(self._known) > self.size:
+            self._known.popitem(last=False)
+        return [StepScores(tuple(r[0] for r in x), tuple(r[1] for r in x), tuple(r[2] for r in x)) for x in rows]
+
+
+def beginnings(trace: Trace) -> list[Trace]:
+    """The answer up to each of its steps."""
+    return [Trace(trace.prompt, trace.steps[: i + 1]) for i in range(len(trace.steps))]
+
+
+def pieces(tokenizer: Any, trace: Trace, separator: str = "") -> tuple[list[int], list[int]]:
+    """(ids, bounds): step i is ids[bounds[i] : bounds[i + 1]]. Tokenised piece by piece, which fixes the bounds.
+
+    A tokenizer with a chat template gets the problem as the user's turn. `separator` is written after every step.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": trace.prompt}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        ids = list(tokenizer(trace.prompt)["input_ids"])
+    bounds = [len(ids)]
+    for step in trace.steps:
+        ids += tokenizer(step + separator, add_special_tokens=False)["input_ids"]
+        bounds.append(len(ids))
+    return ids, bounds
