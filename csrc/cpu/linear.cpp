@@ -18,6 +18,7 @@ namespace {
 static_assert(kGroup * kPanel == kTileColumns);
 constexpr std::int64_t kBlockBytes = 384 << 10;         // of x: stays in L2 beside a group of panels
 constexpr std::int64_t kDepthBytes = 4096;              // of k per pass: a group's strip, 256 KB, stays in L2
+constexpr std::int64_t kTwiceBytes = 128;               // with two passes: a strip of 8 KB stays in L1
 constexpr std::int64_t kWorthBytes = 64 << 10;          // of weights times passes: what is worth more threads
 constexpr std::int64_t kLargeBytes = 4 << 20;           // of weights: what is worth dividing finely
 constexpr std::int64_t kEven = 2;                       // panels; threads divide a group in pairs of gate and up
@@ -60,8 +61,7 @@ class Block {
         kernel_(kernel),
         bytes_(bytes_of(a.sizes.type)),
         depth_(linear_padded_depth(a.sizes.type, a.sizes.depth)),
-        panels_(linear_panels(a.sizes)),
-        step_(std::min(depth_, kDepthBytes / bytes_)) {
+        panels_(linear_panels(a.sizes)) {
     const auto* w = static_cast<const char*>(a.packed);
     w_ = w;
     bias_ = a.bias ? reinterpret_cast<const float*>(w + panels_ * kPanel * depth_ * bytes_) : nullptr;
@@ -74,19 +74,20 @@ class Block {
 
   // Rows [row, row + rows), panels [begin, end).
   void run(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
-    const bool whole = step_ == depth_;
+    const std::int64_t passes = (rows + kernel_.rows - 1) / kernel_.rows;
+    const std::int64_t step = std::min(depth_, (passes == 2 ? kTwiceBytes : kDepthBytes) / bytes_);
+    const bool whole = step == depth_;
     const std::int64_t sum_rows = whole ? kMaxRows : round_up(rows, kMaxRows);
     const std::int64_t copied = copy_ ? rows : kernel_.amx ? rows % 16 : 0;
     char* memory = scratch(sum_rows * kTileColumns * 4 + round_up(copied, 16) * row_bytes());
     auto* sums = reinterpret_cast<float*>(memory);
     const Rows x = take(row, rows, copied, memory + sum_rows * kTileColumns * 4);
-    const std::int64_t passes = (rows + kernel_.rows - 1) / kernel_.rows;
     if (kernel_.amx && !kernel_.emulated) amx_begin();
     for (std::int64_t first = begin, last; first < end; first = last) {
       last = std::min(end, round_up(first + 1, kGroup));
-      for (std::int64_t k = 0; k < depth_; k += step_) {
-        const std::int64_t deep = std::min(step_, depth_ - k), quads = deep * bytes_ / 16;
-        const char* next = passes > 1 ? k + deep < depth_ ? strip(first, k + deep) : strip(last, 0)
+      for (std::int64_t k = 0; k < depth_; k += step) {
+        const std::int64_t deep = std::min(step, depth_ - k), quads = deep * bytes_ / 16;
+        const char* next = passes > 2 ? k + deep < depth_ ? strip(first, k + deep) : strip(last, 0)
                            : rows > kOnTheirOwn ? strip(first, k) + kAhead
                                                 : nullptr;
         const std::int64_t lines = (4 * kGroup + passes - 1) / passes, covered = quads * lines * 64;
@@ -144,7 +145,7 @@ class Block {
 
   const LinearArgs& a_;
   const Kernel& kernel_;
-  std::int64_t bytes_, depth_, panels_, step_;
+  std::int64_t bytes_, depth_, panels_;
   const char* w_;
   const float* bias_;
   bool copy_;
