@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from roro_fast.engine import Request
 from roro_fast.engine.projection import KVProjection, fit, gate
 from roro_fast.errors import ConfigError
@@ -9,8 +11,15 @@ from roro_fast.routing import RandomRouter
 from roro_fast.train.setup import Workbench
 
 
-def routed_texts(bench: Workbench, split: str, n: int) -> list[list[int]]:
-    """Prompts and answers of the first `n` queries, every step's writer drawn by a coin: what hand-overs will meet."""
+class Texts(NamedTuple):
+    """Token ids of prompts with their answers, and where each answer begins."""
+
+    tokens: list[list[int]]
+    starts: list[int]
+
+
+def routed_texts(bench: Workbench, split: str, n: int) -> Texts:
+    """Answers to the first `n` queries, every step's writer drawn by a coin: what hand-overs will meet."""
     e = bench.config.engine
     requests = (
         Request(
@@ -24,7 +33,8 @@ def routed_texts(bench: Workbench, split: str, n: int) -> list[list[int]]:
         for q in bench.queries(split, n)
     )
     done = {t.query_id: t for t in bench.engine.rollout(requests, RandomRouter(0.5), on_error="skip")}
-    return [t.prompt_ids + t.token_ids for _, t in sorted(done.items()) if t.token_ids]
+    answers = [t for _, t in sorted(done.items()) if t.token_ids]
+    return Texts([t.prompt_ids + t.token_ids for t in answers], [len(t.prompt_ids) for t in answers])
 
 
 def fit_projection(bench: Workbench, source: str, target: str) -> KVProjection:
@@ -39,5 +49,6 @@ def fit_projection(bench: Workbench, source: str, target: str) -> KVProjection:
     if source == target:
         raise ConfigError(f"--target: {target!r} is the source too; choose two models")
     pair = bench.models[labels.index(source)], bench.models[labels.index(target)]
-    fitted = fit(*pair, routed_texts(bench, "train", p.texts), p, bench.config.run.seed)
-    return gate(fitted, *pair, routed_texts(bench, "calibrate", p.held_out), p.max_kl, bench.config.run.seed)
+    fitted = fit(*pair, routed_texts(bench, "train", p.texts).tokens, p, bench.config.run.seed)
+    held_out = routed_texts(bench, "calibrate", p.held_out)
+    return gate(fitted, *pair, held_out.tokens, p.max_kl, held_out.starts, bench.config.run.seed)

@@ -236,8 +236,8 @@ def test_new_weights_end_a_map() -> None:
 
 def test_the_gate_measures_what_the_engine_would_do() -> None:
     """KL of one text from logits that are computed by hand: every earlier token replaced by its projection."""
-    p, ids, seed = bad(0, 1), HELD_OUT[0], 3
-    cut = int(np.random.default_rng(seed).integers(1, np.array([len(ids)]))[0])
+    p, ids, seed = bad(0, 1), HELD_OUT[0][:-1], 3  # what comes after the last token is unknown
+    cut = int(np.random.default_rng(seed).integers(11, len(ids)))
     source, target = pool()
     kv, projected = cold_kv(source, ids), torch.zeros(cut, 2, 2, 4, 16, dtype=torch.float64)
     for n in range(cut):
@@ -258,7 +258,7 @@ def test_the_gate_measures_what_the_engine_would_do() -> None:
         hidden = target(torch.tensor(ids[cut:]), torch.arange(cut, len(ids)), attend)
         q, exact = target.logits(hidden).log_softmax(-1), cold_logits(target, ids)[cut:].log_softmax(-1)
     kl = (exact.exp() * (exact - q)).sum(-1)
-    g = projecting.measure(p, source, target, [ids], seed)
+    g = projecting.measure(p, source, target, [HELD_OUT[0]], [12], seed)
     assert g.tokens == len(kl) and g.kl_mean == pytest.approx(float(kl.mean()), rel=1e-4) and g.kl_mean > 0.1
     assert g.kl_p99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-4)
     assert g.top1 == pytest.approx(float((exact.argmax(-1) == q.argmax(-1)).double().mean()))
@@ -322,8 +322,8 @@ def test_bad_input_is_named() -> None:
         projecting.fit(*pair(0, 1), [[5], [10**6]], ProjectionConfig())
     with pytest.raises(RoroError, match=r"texts\[0\]: 200 tokens, the model takes 160"):
         projecting.record_kv(pool()[0], [[5] * 200])
-    with pytest.raises(DataError, match="none of two tokens or more"):
-        projecting.gate(p, *pair(0, 1), [[5]], 1.0)
+    with pytest.raises(DataError, match="none with two tokens after its start"):
+        projecting.gate(p, *pair(0, 1), [[5, 6, 7]], 1.0, [3])
 
 
 def test_a_saved_map_is_the_same_map(tmp_path: Any) -> None:

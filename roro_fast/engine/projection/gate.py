@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from roro_fast.engine.projection.artifact import Gate, KVProjection
 from roro_fast.engine.projection.record import Tokens, sheets
+from roro_fast.engine.transfer import upload
 from roro_fast.errors import DataError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import logits
@@ -24,23 +27,34 @@ def maps_on(maps: LinearMaps, target: Decoder) -> LinearMaps:
 
 
 @torch.inference_mode()
-def measure(projection: KVProjection, source: Decoder, target: Decoder, texts: Tokens, seed: int = 0) -> Gate:
+def measure(
+    projection: KVProjection,
+    source: Decoder,
+    target: Decoder,
+    texts: Tokens,
+    starts: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Gate:
     """Hand every text over once, at a random token, and compare the receiver with itself from there on.
 
-    All tokens before the cut are projected, the rest runs through the receiver; KL is taken at every token from the
-    cut to the end of the text, so later tokens count as much as the first. The bound is left infinite.
+    starts: for each text where its answer begins (default: 0, all of it counts). The cut falls there or later; tokens
+    before it are projected, the rest runs through the receiver. KL is taken at every token from the cut on that has a
+    successor in the text, so later ones count as much as the first. The bound is left infinite.
     """
     rng = np.random.default_rng(seed)
     maps = maps_on(projection.maps, target)
-    kls, same = [], []
-    for sheet in sheets(target, [t for t in texts if len(t) > 1]):
+    firsts = np.maximum(np.asarray(starts if starts is not None else [0] * len(texts), np.int64) - 1, 1)
+    usable = [i for i, t in enumerate(texts) if len(t) - 1 > firsts[i]]
+    kls, same, done = [], [], 0
+    for sheet in sheets(target, [texts[i][:-1] for i in usable]):
         nothing = np.zeros(len(sheet.texts), np.int64)
-        cut = rng.integers(1, sheet.lengths)
-        slots, positions = (torch.from_numpy(a).to(target.device) for a in sheet.index(nothing, cut))
-        after = torch.cat([torch.arange(n) >= c for n, c in zip(sheet.lengths.tolist(), cut.tolist(), strict=True)])
+        cut = rng.integers(firsts[usable[done : done + len(sheet.texts)]], sheet.lengths)
+        done += len(sheet.texts)
+        slots, positions = upload(sheet.index(nothing, cut), target.device)
+        after = np.concatenate([np.arange(n) >= c for n, c in zip(sheet.lengths, cut, strict=True)])
         from_pages, to_pages = sheet.pages(source), sheet.pages(target)
         sheet.run(source, from_pages, nothing)
-        exact = sheet.run(target, to_pages, nothing)[after.to(target.device)]
+        exact = sheet.run(target, to_pages, nothing)[torch.from_numpy(after).to(target.device)]
         to_pages.zero_()
         kv_project(from_pages, slots, rotary(source), to_pages, slots, rotary(target), positions, maps)
         moved = sheet.run(target, to_pages, cut)
@@ -49,16 +63,25 @@ def measure(projection: KVProjection, source: Decoder, target: Decoder, texts: T
             kls.append((p.exp() * (p - q)).sum(-1).clamp_min(0).cpu())
             same.append((p.argmax(-1) == q.argmax(-1)).cpu())
     if not kls:
-        raise DataError("texts: none of two tokens or more; the gate needs some held-out text")
+        raise DataError("texts: none with two tokens after its start; the gate needs some held-out text")
     kl, top = torch.cat(kls), torch.cat(same).double()
     kl = torch.where(kl.isnan(), torch.inf, kl)  # a map that makes NaN is as bad as can be
     return Gate(float(kl.mean()), float(kl.quantile(0.99)), float(top.mean()), len(kl), float("inf"))
 
 
 def gate(
-    projection: KVProjection, source: Decoder, target: Decoder, texts: Tokens, max_kl: float, seed: int = 0
+    projection: KVProjection,
+    source: Decoder,
+    target: Decoder,
+    texts: Tokens,
+    max_kl: float,
+    starts: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> KVProjection:
-    """`projection` with its error on held-out `texts`; ConfigError if that is above `max_kl` nats per token."""
+    """`projection` with its error on held-out `texts`; ConfigError if that is above `max_kl` nats per token.
+
+    texts, starts: as `measure` has them.
+    """
     projection.check_models(source, target)
-    g = measure(projection, source, target, texts, seed)
+    g = measure(projection, source, target, texts, starts, seed)
     return projection.gated(Gate(g.kl_mean, g.kl_p99, g.top1, g.tokens, max_kl)).accept()
