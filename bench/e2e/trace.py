@@ -1,8 +1,9 @@
-"""Where an iteration of the engine goes, phase by phase, from a torch.profiler trace; and what the ranges cost.
+"""Where an iteration of the engine goes, phase by phase, and what the ranges cost that tell.
 
     python -m bench.e2e.trace [--queries 128] [--trace build/trace.json] [--rounds 9]
 
-The nano pair under a learned router that sees hidden states, one thread. The Chrome trace opens in ui.perfetto.dev.
+The nano pair under a learned router that sees hidden states, one thread. --trace also writes a torch.profiler trace,
+which opens in ui.perfetto.dev.
 Ranges without a profiler are timed by rounds with and without them, interleaved. The last line of stdout is one JSON
 document, also written to bench/results/trace.json.
 """
@@ -28,7 +29,6 @@ from roro_fast.runs.meta import provenance
 from roro_fast.tasks.ledger import Ledger
 
 RESULT = Path(__file__).parents[1] / "results" / "trace.json"
-PHASES = ("schedule", "forward/0", "forward/1", "catch-up/0", "catch-up/1", "sample", "route", "record")
 
 
 class Workload:
@@ -58,30 +58,28 @@ def ranges(kind: str, work: Workload) -> None:
     work.engine.forward.name_ranges()
 
 
-def traced(work: Workload, path: Path | None) -> dict[str, dict[str, float]]:
-    """Calls and milliseconds of each phase, children left out, and the whole run under "total"."""
+def phases(work: Workload) -> dict[str, float]:
+    """Milliseconds of each range, inner ranges left out, and of the whole run under "total"."""
+    ranges("times", work)
+    before, start = profiling.seconds(), time.perf_counter()
+    work.run()
+    total = time.perf_counter() - start
+    out = {k: 1e3 * (v - before.get(k, 0.0)) for k, v in sorted(profiling.seconds().items())}
+    forwards = [k for k in out if k.startswith(("forward", "catch-up"))]
+    inside = sum(out[k] for k in forwards)
+    for k in forwards:  # sampling is a range within each of them
+        out[k] -= out["sample"] * out[k] / inside
+    out["record"] -= out["route"]
+    return out | {"total": 1e3 * total}
+
+
+def traced(work: Workload, path: Path) -> None:
+    """A Chrome trace of one run."""
     ranges("torch", work)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        start = time.perf_counter()
         work.run()
-        total = time.perf_counter() - start
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(path))
-    events = {e.key: e for e in profiler.key_averages()}
-    out = {
-        name: {"calls": events[name].count, "ms": events[name].cpu_time_total / 1e3}
-        for name in PHASES
-        if name in events
-    }
-    sampled = out.get("sample", {"ms": 0.0})["ms"]  # its ranges lie inside the forwards'
-    inside = sum(v["ms"] for k, v in out.items() if k.startswith(("forward", "catch-up")))
-    for k, v in out.items():
-        if k.startswith(("forward", "catch-up")):
-            v["ms"] -= sampled * v["ms"] / inside
-    out["record"]["ms"] -= out["route"]["ms"]
-    out["total"] = {"calls": work.engine.iterations, "ms": total * 1e3}
-    return out
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
 
 
 def overhead(work: Workload, rounds: int) -> dict[str, list[float]]:
@@ -106,21 +104,23 @@ def main() -> None:
     work = Workload(args.queries)
     work.run()
     seconds = overhead(work, args.rounds)
-    before = work.engine.iterations
-    phases = traced(work, args.trace)
-    phases["total"]["calls"] -= before
+    iterations = work.engine.iterations
+    table = phases(work)
+    iterations = work.engine.iterations - iterations
+    if args.trace is not None:
+        traced(work, args.trace)
     ratios = [a / b for a, b in zip(seconds["nvtx"], seconds["off"], strict=True)]
     result = {
         "bench": "trace",
         "queries": args.queries,
-        "phases": phases,
+        "iterations": iterations,
+        "phases_ms": table,
         "range_overhead": {"median": statistics.median(ratios), "best_of": min(seconds["nvtx"]) / min(seconds["off"])},
         "seconds": seconds,
         "provenance": provenance(),
     }
-    total = phases["total"]["ms"]
-    for name, v in phases.items():
-        print(f"{name:12s} {v['calls']:6.0f} calls {v['ms']:9.1f} ms {v['ms'] / total:6.1%}")
+    for name, ms in table.items():
+        print(f"{name:12s} {ms:9.1f} ms {ms / table['total']:6.1%}")
     print(f"ranges without a profiler: {result['range_overhead']['median'] - 1:+.2%} (median of {args.rounds} pairs)")
     write_json(RESULT, result)
     print(json.dumps(result))

@@ -238,8 +238,9 @@ class StepEngine:
         slots = self.slots
         free = np.nonzero(slots.phase == Phase.FREE)[0]
         if not slots.paused.any():  # those preempted come back before newcomers may take their memory
-            for s in free[: len(self.waiting)]:
-                self._admit(int(s), *self.waiting.popleft())
+            with mark("admit"):
+                for s in free[: len(self.waiting)]:
+                    self._admit(int(s), *self.waiting.popleft())
         ready = np.nonzero(slots.phase == Phase.DECIDE)[0]
         if len(ready):
             self._decide(ready, None)
@@ -261,7 +262,8 @@ class StepEngine:
             raise RuntimeError("the engine is stuck: no sequence can get memory; please report this")
         self.iterations += 1
         done, self._done = self._done, []
-        return finish.with_texts(done, self.tokenizer)
+        with mark("finish"):
+            return finish.with_texts(done, self.tokenizer)
 
     def _admit(self, s: int, request_id: int, request: Request, policy: RoutingPolicy | None) -> None:
         self.slots.admit(s, request, policy, request_id)

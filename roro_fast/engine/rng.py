@@ -12,10 +12,9 @@ _M2 = np.uint64(0x94D049BB133111EB)
 
 def mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64 finaliser on uint64 (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * _M1
-        x = (x ^ (x >> np.uint64(27))) * _M2
-        return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> np.uint64(30))) * _M1
+    x = (x ^ (x >> np.uint64(27))) * _M2
+    return x ^ (x >> np.uint64(31))
 
 
 def stream_key(*parts: int) -> int:
@@ -31,6 +30,5 @@ def stream_key(*parts: int) -> int:
 
 def uniforms(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """float32 in [0, 1), one per (key, counter) pair; keys uint64 [N], counters int64 [N]."""
-    with np.errstate(over="ignore"):
-        x = mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GAMMA)
+    x = mix(keys + (counters.astype(np.uint64) + np.uint64(1)) * _GAMMA)
     return ((x >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.errors import DataError, RoroError
-from roro_fast.eval import catalogue
+from roro_fast.eval import bench_tables, catalogue
 from roro_fast.eval.bootstrap import Estimate
 from roro_fast.eval.catalogue import AFTER, METRICS, write
 from roro_fast.eval.plain import from_plain
@@ -29,7 +29,8 @@ KINDS = {"trained": 0, "baseline": 1, "oracle": 2, "control": 3}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`source` is a file under the results folder; `render` turns its JSON into Markdown, without a final newline."""
+    """`source` is a file under the results folder, or several by a pattern; `render` turns its JSON document, or the
+    list of them by file name, into Markdown without a final newline."""
 
     source: str
     render: Callable[[Any], str]
@@ -127,6 +128,8 @@ TABLES: dict[str, Table] = {
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "hf_step_loop": Table("hf_step_loop.json", hf_step_loop),
+    "kernels_cpu": Table("ops/*_cpu.json", bench_tables.kernels_cpu),
+    "trace": Table("trace.json", bench_tables.trace),
 }
 
 
@@ -139,10 +142,12 @@ def fill(text: str, results: Path, tables: Mapping[str, Table] = TABLES) -> str:
         if table is None:
             raise DataError(f"table:{name}: no such table; known are {', '.join(tables)}")
         path = results / table.source
-        if not path.is_file():
+        found = sorted(results.glob(table.source))
+        if not found:
             raise DataError(f"table:{name}: {path} does not exist; make it or remove the markers")
+        documents = [read_json(p) for p in found]
         try:
-            body = table.render(read_json(path))
+            body = table.render(documents if "*" in table.source else documents[0])
         except (KeyError, TypeError, IndexError) as e:
             raise DataError(f"table:{name}: {path} does not follow its schema ({type(e).__name__}: {e})") from e
         return f"{m.group(1)}{body}\n{m.group(4)}"

@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from roro_fast.errors import DataError
+from roro_fast.eval import bench_tables
 from roro_fast.eval.study import build_study
 from roro_fast.eval.tables import fill, main
 from roro_fast.files import write_json
 from tests.eval.samples import study
 
+ROOT = Path(__file__).parents[2]
 README = "# Title\n\n<!-- table:nano_study -->\nold\n<!-- /table -->\n\nafter | text\n"
 
 
@@ -118,3 +121,23 @@ def test_the_curve_table_pairs_each_arm_with_the_other_after_as_many_steps(repo,
     assert [r.split("|")[1].strip() for r in early[3:6]] == ["**RoRo**", "outcome-only GRPO", "shuffled Judge scores"]
     assert early[5].endswith("| 0.400 [0.300, 0.500] | −0.100 [−0.200, +0.000] |")
     assert "steps" not in fill("<!-- table:nano_study -->\n<!-- /table -->\n", repo / "bench/results")
+
+
+def test_speed_tables_follow_from_the_committed_results(tmp_path):
+    text = "".join(f"<!-- table:{name} -->\n<!-- /table -->\n" for name in ("kernels_cpu", "trace"))
+    filled = fill(text, ROOT / "bench" / "results")
+    assert "| `router_score` | eager bf16 | 2x |" in filled and "between the ranges" in filled
+    assert fill(filled, ROOT / "bench" / "results") == filled
+
+
+def test_required_ratios_are_counted():
+    host = {"provenance": {"host": {"cpu": "CPU"}}, "isa": "avx2", "threads": 1, "load_before": [0.5, 0, 0]}
+    cases = [
+        {"speedup": {"eager": 3.0, "other": 9.0}, "targets": {"eager": 2.0}},
+        {"speedup": {"eager": 1.5}, "targets": {"eager": 2.0}},
+        {"speedup": {"eager": 12.4}, "targets": {"eager": 2.0, "absent": 3.0}},
+        {"speedup": {"eager": 1.0}},
+    ]
+    table = bench_tables.kernels_cpu([{**host, "op": "dot", "cases": cases}])
+    assert "| `dot` | eager | 2x | 1.5x | 3.0x | 2 of 3 |" in table and "absent" not in table
+    assert bench_tables.times(1143.2) == "1,143x" and bench_tables.times(12.4) == "12x"
