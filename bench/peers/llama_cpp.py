@@ -37,8 +37,9 @@ class LlamaCpp(Stepwise):
         self.lib = lib
         lib.llama_backend_init()
         self.contexts, self.memories, self.vocab = [], [], 0
-        unified = bool(int(os.environ.get("RORO_LLAMA_UNIFIED", "0")))
-        for path in pool.ggufs:
+        unified = bool(int(os.environ.get("RORO_LLAMA_UNIFIED", "1")))
+        paths = [_bf16(p) for p in pool.ggufs]
+        for path in paths:
             model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
             params = lib.llama_context_default_params()
             params.n_ctx = pool.concurrency * pool.max_len
@@ -54,8 +55,9 @@ class LlamaCpp(Stepwise):
             self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         self.slots = [Slot([[] for _ in pool.ggufs]) for _ in range(pool.concurrency)]
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
-        note = "low-level multi-sequence loop, greedy in numpy, KV in F16, a stream per sequence"
-        return {"llama-cpp-python": version("llama-cpp-python"), "unified_kv": unified, "note": note}
+        note = "low-level multi-sequence loop, greedy in numpy, KV in F16"
+        files = [os.path.basename(p) for p in paths]
+        return {"llama-cpp-python": version("llama-cpp-python"), "unified_kv": unified, "files": files, "note": note}
 
     def begin(self, work: Workload) -> None:
         super().begin(work)
@@ -122,6 +124,12 @@ class LlamaCpp(Stepwise):
 
     def finish(self, seq: int) -> None:
         self.slots[self.at.pop(seq)].busy = False
+
+
+def _bf16(path: str) -> str:
+    """The BF16 file beside an F16 one, where there is one: llama.cpp multiplies it as it is."""
+    other = path.replace(".f16.", ".bf16.")
+    return other if os.path.isfile(other) else path
 
 
 def _common(a: list[int], b: list[int]) -> int:
