@@ -11,8 +11,6 @@
 namespace roro::cpu {
 namespace {
 
-std::int64_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
-
 const DecoderSizes& sizes_of(const DecoderArgs& a) { return reinterpret_cast<const DecoderHeader*>(a.packed)->sizes; }
 
 // Activations of one call. A calling thread keeps its memory for the next one unless it is large.

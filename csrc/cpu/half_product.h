@@ -1,6 +1,6 @@
 // Products of bf16 rows and packed bf16 columns with float sums, by instruction set.
 //
-// Every element of the result is one chain of sums along the depth: it is the same whatever rows and columns are beside it.
+// Every element of the result is one chain of sums along the depth, the same whatever rows and columns are beside it.
 #pragma once
 
 #include <cstdint>

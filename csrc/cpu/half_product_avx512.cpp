@@ -72,7 +72,12 @@ RORO_BF16 float half_squares(const bf16* x, std::int64_t n) {
     const __m512bh p = (__m512bh)_mm512_maskz_loadu_epi16(some, x + i);
     a = _mm512_dpbf16_ps(a, p, p);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+  float part[16];
+  _mm512_storeu_ps(part, _mm512_add_ps(a, b));
+  for (int half = 8; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) part[j] += part[j + half];
+  }
+  return part[0];
 }
 
 }  // namespace roro::cpu

@@ -49,8 +49,6 @@ Kernel kernel_for(DType type) {
                       {avx512::linear_tile<float>, finish, avx512::kLinearRows, avx512::kLinearPanels, false, false});
 }
 
-std::int64_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
-
 // The i-th of n even parts of [0, total) begins here.
 std::int64_t part(std::int64_t total, std::int64_t i, std::int64_t n) { return total * i / n; }
 

@@ -1,12 +1,24 @@
 #include "cpu/paged_attention.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <type_traits>
 
+#include "cpu/half_product.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
+
+namespace roro::cpu {
+namespace {
+
+constexpr std::int64_t kAttentionTile = 64;  // keys of a block
+constexpr std::int64_t kHalfPanel = 64;      // columns of a bf16 product
+constexpr std::int64_t kWorkBytes = kAttentionRows * 24 + 256;  // of the bookkeeping of one head
+
+using HalfProductFunction = void (*)(const HalfProduct&);
+
+}  // namespace
+}  // namespace roro::cpu
 
 #define RORO_KERNEL "cpu/paged_attention_kernel.h"
 #include "cpu/foreach_isa.h"
@@ -14,12 +26,17 @@
 namespace roro::cpu {
 namespace {
 
-constexpr std::int64_t kWidest = 16;  // floats in a vector of any instruction set
-
-std::int64_t scratch_floats(std::int64_t dim) {
-  const std::int64_t padded = round_up(dim, kWidest), stride = kAttentionRows + 16;
-  return padded * (2 * kAttentionRows + stride + 2 * 64) + 2 * stride + 64 * stride + kWidest;
+// What `heads` key heads of an item with `rows` rows each need, whatever their types and the instruction set.
+std::int64_t scratch_bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads) {
+  constexpr std::int64_t kRows = kAttentionRows + kTileRows, kVectorBytes = 64, kBuffers = 8;
+  const std::int64_t padded = round_up(dim, 32);
+  const std::int64_t shared = 4 * (4 * kAttentionTile * padded + 2 * kRows * kAttentionTile + 2 * kAttentionRows);
+  const std::int64_t own = 4 * (2 * (rows + kTileRows) * padded + rows) + rows * kVectorBytes + kWorkBytes;
+  return shared + heads * own + (heads + 1) * kBuffers * 64;
 }
+
+constexpr std::int64_t kFewRows = 16;        // up to here reading the pages is what takes the time
+constexpr std::int64_t kItemsPerThread = 4;  // enough of them to be the unit of work
 
 class Packer {
  public:
@@ -81,12 +98,33 @@ AttentionPlan plan_attention(const AttentionArgs& a, std::int64_t sequences, con
 }
 
 void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int threads) {
-  const auto attend = pick(scalar::attend, avx2::attend, avx512::attend);
+  if (!a.heads) return;
+  const bool half = a.type == DType::bf16 && a.k.type == DType::bf16 && a.v.type == DType::bf16 && has_half_product();
+  const auto attend = half ? pick(scalar::attend_half, avx2::attend_half, avx512::attend_half)
+                           : pick(scalar::attend_float, avx2::attend_float, avx512::attend_float);
+  const auto product = half_product();
+  struct Unit {
+    std::int64_t item, head, last_head;
+  };
+  std::vector<Unit> units;
+  std::int64_t bytes = 0;
   const std::int64_t items = static_cast<std::int64_t>(plan.items.size());
-  parallel_for(items * a.kv_heads, 1, threads, [&](std::int64_t begin, std::int64_t end) {
-    auto* memory = reinterpret_cast<float*>(scratch(scratch_floats(a.dim) * 4));
+  for (std::int64_t i = 0; i < items; ++i) {
+    std::int64_t rows = 0;
+    for (std::int64_t s = plan.items[i].first; s < plan.items[i].last; ++s) {
+      rows += (plan.segments[s].end - plan.segments[s].begin) * (a.heads / a.kv_heads);
+    }
+    const std::int64_t parts = rows > kFewRows ? a.kv_heads : items < kItemsPerThread * threads ? threads : 1;
+    const std::int64_t heads = (a.kv_heads + parts - 1) / parts;
+    for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
+    bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));
+  }
+  parallel_for(static_cast<std::int64_t>(units.size()), 1, threads, [&](std::int64_t begin, std::int64_t end) {
+    char* memory = scratch(bytes);
+    const TileScope tiles(half);
     for (std::int64_t i = begin; i < end; ++i) {
-      attend(a, plan.segments.data(), plan.items[i / a.kv_heads], i % a.kv_heads, memory);
+      const Unit& u = units[i];
+      attend(a, product, plan.segments.data(), plan.items[u.item], u.head, u.last_head, memory);
     }
   });
 }

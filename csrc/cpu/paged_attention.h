@@ -35,7 +35,7 @@ struct Segment {
   std::int64_t sequence, begin, end;
 };
 
-// Segments whose sequences share the pages of their first `prefix` tokens, which are read once for all of them.
+// Segments whose sequences share the pages of their first `prefix` tokens; whole blocks of them are read once for all.
 // Together they have at most kAttentionRows query rows per key head.
 struct AttentionItem {
   std::int64_t first, last, prefix;  // segments [first, last)
@@ -50,6 +50,7 @@ struct AttentionPlan {
 AttentionPlan plan_attention(const AttentionArgs& args, std::int64_t sequences, const std::int64_t* members,
                              const std::int64_t* offsets, const std::int64_t* lengths, std::int64_t n_groups);
 
+// The result of a row depends on its own query and context alone, bit for bit: not on the plan, nor on `threads`.
 void paged_attention(const AttentionArgs& args, const AttentionPlan& plan, int threads);
 
 }  // namespace roro::cpu

@@ -2,7 +2,7 @@
 
 #include "cpu/float_product.h"
 
-// Logits of a row: everything after the product with the hidden part, which acc [D padded] holds unscaled. Overwrites acc.
+// Logits of a row, from the product with its hidden part, which acc [D padded] holds unscaled. Overwrites acc.
 [[maybe_unused]] static void row_logits(const RouterArgs& a, const PackedRouter& w, std::int64_t row, float rstd,
                                         float* acc) {
   const std::int64_t width = w.layout.padded_width, panel = w.layout.panel, S = a.sizes.signals, K = a.sizes.actions;

@@ -77,6 +77,8 @@ inline f16 from_float<f16>(float x) { return {float_to_half(x)}; }
 
 enum class DType { f32, bf16 };
 
+constexpr std::int64_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
 // A strided view of elements of either type.
 struct Elements {
   const void* data;

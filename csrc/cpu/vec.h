@@ -19,11 +19,18 @@ RORO_INLINE vf load(const float* p) {
   return v;
 }
 
-RORO_INLINE vf load(const bf16* p) {
+// W unsigned 16-bit integers, as 32-bit ones.
+RORO_INLINE vu load_wide(const bf16* p) {
+#if RORO_WIDTH == 16  // gcc 12 converts halves of the vector instead
+  return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
   vh h;
   __builtin_memcpy(&h, p, sizeof h);
-  return (vf)(__builtin_convertvector(h, vu) << 16);
+  return __builtin_convertvector(h, vu);
+#endif
 }
+
+RORO_INLINE vf load(const bf16* p) { return (vf)(load_wide(p) << 16); }
 
 RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
 
@@ -128,13 +135,59 @@ RORO_INLINE void sum4(vf a, vf b, vf c, vf d, float* out) {
 }
 
 RORO_INLINE float largest(vf v) {
-  float part[W];
-  store(part, v);
-  for (int n = W / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) part[i] = part[i] > part[i + n] ? part[i] : part[i + n];
-  }
-  return part[0];
+#if RORO_WIDTH == 16
+  const octet a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  const octet b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const octet o = a > b ? a : b;
+#elif RORO_WIDTH == 8
+  const octet o = v;
+#endif
+#if RORO_WIDTH >= 8
+  const quad p = __builtin_shufflevector(o, o, 0, 1, 2, 3), q = __builtin_shufflevector(o, o, 4, 5, 6, 7);
+  const quad r = p > q ? p : q;
+#else
+  const quad r = v;
+#endif
+  const float s = r[0] > r[1] ? r[0] : r[1], t = r[2] > r[3] ? r[2] : r[3];
+  return s > t ? s : t;
 }
+
+// out[j] = four floats at byte `at` + 16 * j of rows[0], rows[4], rows[8], ... side by side.
+template <int N>
+RORO_INLINE void load_quads(const char* const* rows, std::int64_t at, vf (&out)[N]) {
+  quad q[N][W / 4];
+  for (int i = 0; i < W / 4; ++i) {
+    const char* row = rows[4 * i] + at;
+    for (int j = 0; j < N; ++j) __builtin_memcpy(&q[j][i], row + 16 * j, sizeof(quad));
+  }
+  for (int j = 0; j < N; ++j) {
+#if RORO_WIDTH == 16
+    const octet low = __builtin_shufflevector(q[j][0], q[j][1], 0, 1, 2, 3, 4, 5, 6, 7);
+    const octet high = __builtin_shufflevector(q[j][2], q[j][3], 0, 1, 2, 3, 4, 5, 6, 7);
+    out[j] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif RORO_WIDTH == 8
+    out[j] = __builtin_shufflevector(q[j][0], q[j][1], 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    out[j] = q[j][0];
+#endif
+  }
+}
+
+// Of every four elements: a0 b0 a1 b1, a2 b2 a3 b3, a0 a1 b0 b1, a2 a3 b2 b3.
+#if RORO_WIDTH == 16
+#define RORO_IN_QUADS(a, b, p, q, r, s)                                                                             \
+  __builtin_shufflevector(a, b, p, q, r, s, p + 4, q + 4, r + 4, s + 4, p + 8, q + 8, r + 8, s + 8, p + 12, q + 12, \
+                          r + 12, s + 12)
+#elif RORO_WIDTH == 8
+#define RORO_IN_QUADS(a, b, p, q, r, s) __builtin_shufflevector(a, b, p, q, r, s, p + 4, q + 4, r + 4, s + 4)
+#else
+#define RORO_IN_QUADS(a, b, p, q, r, s) __builtin_shufflevector(a, b, p, q, r, s)
+#endif
+RORO_INLINE vf low_pairs(vf a, vf b) { return RORO_IN_QUADS(a, b, 0, W, 1, W + 1); }
+RORO_INLINE vf high_pairs(vf a, vf b) { return RORO_IN_QUADS(a, b, 2, W + 2, 3, W + 3); }
+RORO_INLINE vf low_halves(vf a, vf b) { return RORO_IN_QUADS(a, b, 0, 1, W, W + 1); }
+RORO_INLINE vf high_halves(vf a, vf b) { return RORO_IN_QUADS(a, b, 2, 3, W + 2, W + 3); }
+#undef RORO_IN_QUADS
 
 // exp to 2 ulp (Cephes' polynomial); 0 below the smallest normal number.
 RORO_INLINE vf exp(vf x) {

@@ -195,7 +195,11 @@ def cpu(
     groups: list[Group] | None = None,
     prefix: PrefixGroups | None = None,
 ) -> torch.Tensor:
-    """csrc/cpu/paged_attention.cpp: keys and values are read where they lie; online softmax, sums in float32."""
+    """csrc/cpu/paged_attention.cpp: keys and values are read where they lie; online softmax, sums in float32.
+
+    The result of a row depends on its query and context alone, bit for bit: not on the rest of the batch, on how its
+    sequence was cut into calls, on `prefix` or on the number of threads.
+    """
     shared = (None, None, None) if prefix is None else prefix
     out: torch.Tensor = native.call("paged_attention", q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, *shared)
     return out

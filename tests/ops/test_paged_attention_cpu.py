@@ -53,18 +53,35 @@ def test_any_size(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sequence_alone_or_in_chunks_equals_the_batch(isa: str, dtype: torch.dtype) -> None:
-    c = cases.make(cases.SHAPES["ragged"], 4, 2, 16, 16, dtype)
+@pytest.mark.parametrize("size", [(4, 2, 16, 16), (9, 3, 64, 16), (7, 7, 80, 3), (3, 1, 33, 5)], ids=str)
+def test_a_row_alone_equals_the_row_in_any_batch(isa: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Bit for bit: with its sequence cut in chunks, every token as a decode step, and on two threads."""
+    c = cases.make(cases.SHAPES["ragged"], *size, dtype)
     together = paged_attention(*c.args, impl="cpu")
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     for i in range(len(c.kv_lens)):
         a, b = c.cu_seqlens[i : i + 2].tolist()
-        for cut in {a, (a + b) // 2}:  # all queries, or the second half of them
+        spans = [(a, b), ((a + b) // 2, b), *((t, t + 1) for t in range(a, b, 7))]
+        for begin, end in spans:
+            lens = c.kv_lens[i : i + 1] - (b - end)
             one = paged_attention(
-                c.q[cut:b], c.k_pages, c.v_pages, c.page_table[i : i + 1], c.kv_lens[i : i + 1],
-                torch.tensor([0, b - cut]), impl="cpu",
+                c.q[begin:end], c.k_pages, c.v_pages, c.page_table[i : i + 1], lens, torch.tensor([0, end - begin]),
+                impl="cpu",
             )  # fmt: skip
-            torch.testing.assert_close(one, together[cut:b], atol=tolerance, rtol=0)
+            assert torch.equal(one, together[begin:end]), (i, begin, end)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(paged_attention(*c.args, impl="cpu"), together)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pages", [4, 5, 9], ids=str)
+def test_sharing_a_prefix_changes_no_bit(isa: str, pages: int, dtype: torch.dtype) -> None:
+    shapes = [(q, own + 16 * pages + q) for q, own in SHARED]
+    c = cases.make(shapes, 4, 2, 16, 16, dtype, shared=[(5, pages), (3, 1)])
+    with_groups = paged_attention(*c.args, prefix=c.prefix, impl="cpu")
+    assert torch.equal(with_groups, paged_attention(*c.args, impl="cpu"))
 
 
 def test_queries_and_pools_may_be_strided(isa: str) -> None:
