@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from roro_fast.engine import BoundaryBatch
+from roro_fast.routing.scoring import METER, StepScores, Trace, meter
+from roro_fast.tasks.base import Query
 
 
 def batch(n: int = 4, num_models: int = 2, hidden: int = 0, seed: int = 0, **columns: Any) -> BoundaryBatch:
@@ -36,3 +39,23 @@ def batch(n: int = 4, num_models: int = 2, hidden: int = 0, seed: int = 0, **col
         "hidden": torch.randn(n, hidden, generator=g) if hidden else None,
     }
     return BoundaryBatch(**{**known, **columns})
+
+
+class Written:
+    """A process reward model whose scores are written in the steps: "0.3 ..." scores 0.3, at 10 FLOPs a step."""
+
+    name = "written"
+
+    def score(self, traces: Sequence[Trace]) -> list[StepScores]:
+        values = [tuple(float(s.split()[0]) for s in t.steps) for t in traces]
+        return [StepScores(v, (1,) * len(v), (10.0,) * len(v)) for v in values]
+
+
+def traced(*answers: str, actions: Sequence[list[int]] | None = None, **columns: Any) -> BoundaryBatch:
+    """A "regenerate" batch of answers given as steps joined by "|", the last one a draft; `actions` so far per row."""
+    steps = [a.split("|") for a in answers]
+    done = actions or [[0] * (len(s) - 1) for s in steps]
+    query = Query("q", "problem", "1", "ledger")
+    tags = [{"query": query, "sample": 0, "actions": a, METER: meter()} for a in done]
+    index = torch.tensor([len(s) - 1 for s in steps])
+    return batch(len(steps), tags=tags, prefix=[lambda s=s: s for s in steps], **{"step_index": index, **columns})
