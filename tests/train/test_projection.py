@@ -41,7 +41,7 @@ def test_a_map_above_the_bound_is_not_written(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["project", "--out", str(tmp_path / "map"), *FIT])
     assert done.exit_code == 2 and not (tmp_path / "map").exists()
     said = " ".join(done.stderr.split())
-    assert "is above projection.max_kl 0.02" in said and "exact catch-up needs no map" in said
+    assert "is above projection.max_kl 0.002" in said and "exact catch-up needs no map" in said
 
 
 def test_a_run_may_ask_for_it(saved: Path) -> None:
