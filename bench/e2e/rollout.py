@@ -56,7 +56,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--no-plain", action="store_true")
     p.add_argument("--sweep", action="store_true")
     p.add_argument("--slow-seconds", type=float, default=12, help="a round's share of engines that take one by one")
-    p.add_argument("--budget", type=float, default=0, help="seconds after which no further round is begun; 0: none")
+    p.add_argument(
+        "--budget", type=float, default=0, help="no further round when one as long would pass so many seconds"
+    )
     p.add_argument("--gate-sequences", type=int, default=4)
     p.add_argument("--out", type=Path)
     return p.parse_args(argv)
@@ -162,14 +164,16 @@ def measure_rounds(
 ) -> tuple[list[dict[str, float]], int]:
     """Timed rounds with the ceilings measured between them; (ceilings, rounds run)."""
     dtype, ceilings, rounds = getattr(torch, args.dtype), [], 0
+    last = 0.0
     for number in range(1, args.rounds + 1):
         spent = time.perf_counter() - begin
-        if args.budget and number > 1 and spent + spent / number > args.budget:
+        if args.budget and number > 1 and spent + last > args.budget:
             say(f"budget: {spent:.0f} of {args.budget:.0f} s are gone, {rounds} rounds were run")
             break
         ceilings.append(ceiling.measure(args.device, dtype, args.threads))
         bench.round(cells, number, keep=True)
         rounds += 1
+        last = time.perf_counter() - begin - spent
     ceilings.append(ceiling.measure(args.device, dtype, args.threads))
     return ceilings, rounds
 

@@ -18,6 +18,7 @@ from roro_fast import profiling
 from roro_fast.engine import BoundaryBatch, Decisions, Request, StepEngine
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import native
+from roro_fast.ops.registry import select
 from roro_fast.routing import PolicyConfig, PolicyNetwork
 
 PAGE = 16
@@ -103,7 +104,11 @@ class Ours(Peer):
             return out
 
         self.engine.forward.launch = launched  # type: ignore[method-assign]
-        return {"torch": torch.__version__, "kernels": native.isa() if native.available() else "reference"}
+        device, kind = models[0].device, models[0].dtype
+        served = {
+            op: select(op, device, kind).__module__ for op in ("decoder_forward", "paged_attention", "sample_step")
+        }
+        return {"torch": torch.__version__, "cpu": native.isa() if native.available() else "reference", **served}
 
     def run(self, work: Workload) -> Outcome:
         engine, script = self.engine, Script(work.num_models)
