@@ -1,6 +1,8 @@
 #include "cpu/kv_copy.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -17,6 +19,8 @@ namespace roro::cpu {
 namespace {
 
 constexpr std::int64_t kChunkBytes = 256 << 10;
+constexpr std::int64_t kStreamBytes = 8 << 20;  // what is larger would not be in the caches when it is read
+constexpr std::int64_t kStreamRun = 2048;       // memcpy streams longer runs itself
 
 // A part of a span that lies in one page on both sides.
 struct Piece {
@@ -63,30 +67,38 @@ Convert converter(Element from, Element to) {
   return to == Element::f32 ? convert_halves<f16, float> : convert_halves<f16, bf16>;
 }
 
-// Elements side by side on both sides.
-void run(const CopyArgs& a, const char* from, char* to, std::int64_t n) {
-  a.convert ? a.convert(from, to, n) : static_cast<void>(std::memcpy(to, from, n * a.source_bytes));
+using Stream = void (*)(const char*, char*, std::int64_t);
+
+// Elements side by side on both sides. `stream`: nullptr for ordinary stores.
+void run(const CopyArgs& a, Stream stream, const char* from, char* to, std::int64_t n) {
+  const std::int64_t bytes = n * a.source_bytes;
+  if (a.convert) return a.convert(from, to, n);
+  if (stream && bytes < kStreamRun && (reinterpret_cast<std::uintptr_t>(to) | bytes) % 64 == 0) {
+    return stream(from, to, bytes);
+  }
+  std::memcpy(to, from, bytes);
 }
 
-void copy_piece(const CopyArgs& a, const char* from, char* to, std::int64_t tokens) {
+void copy_piece(const CopyArgs& a, Stream stream, const char* from, char* to, std::int64_t tokens) {
   const auto side_by_side = [&](std::int64_t source, std::int64_t target, std::int64_t n) {
     return source == n * a.source_bytes && target == n * a.target_bytes;
   };
   const std::int64_t s_token = a.source.token_stride, t_token = a.target.token_stride;
-  if (a.heads == 1 || side_by_side(a.source.head_stride, a.target.head_stride, a.dim)) {
+  const std::int64_t s_head = a.source.head_stride, t_head = a.target.head_stride;
+  if (a.heads == 1 || side_by_side(s_head, t_head, a.dim)) {
     const std::int64_t row = a.heads * a.dim;
-    if (side_by_side(s_token, t_token, row)) return run(a, from, to, tokens * row);
-    for (std::int64_t i = 0; i < tokens; ++i) run(a, from + i * s_token, to + i * t_token, row);
+    if (side_by_side(s_token, t_token, row)) return run(a, stream, from, to, tokens * row);
+    for (std::int64_t i = 0; i < tokens; ++i) run(a, stream, from + i * s_token, to + i * t_token, row);
     return;
   }
-  for (std::int64_t h = 0; h < a.heads; ++h) {
-    const char* head_from = from + h * a.source.head_stride;
-    char* head_to = to + h * a.target.head_stride;
-    if (side_by_side(s_token, t_token, a.dim)) {
-      run(a, head_from, head_to, tokens * a.dim);
-      continue;
+  if (side_by_side(s_token, t_token, a.dim)) {
+    for (std::int64_t h = 0; h < a.heads; ++h) run(a, stream, from + h * s_head, to + h * t_head, tokens * a.dim);
+    return;
+  }
+  for (std::int64_t i = 0; i < tokens; ++i) {
+    for (std::int64_t h = 0; h < a.heads; ++h) {
+      run(a, stream, from + i * s_token + h * s_head, to + i * t_token + h * t_head, a.dim);
     }
-    for (std::int64_t i = 0; i < tokens; ++i) run(a, head_from + i * s_token, head_to + i * t_token, a.dim);
   }
 }
 
@@ -148,6 +160,8 @@ void kv_copy(const CopyArgs& a, int threads) {
   const std::int64_t total = tokens * inner * a.heads * a.dim * a.target_bytes;
   if (!total) return;
   const std::int64_t grain = std::max<std::int64_t>(1, kChunkBytes / std::max<std::int64_t>(1, total / items));
+  const Stream stream =
+      total >= kStreamBytes ? pick(scalar::stream_lines, avx2::stream_lines, avx512::stream_lines) : nullptr;
   parallel_for(items, grain, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const Piece& p = work[i / inner];
@@ -157,8 +171,9 @@ void kv_copy(const CopyArgs& a, int threads) {
         to += rest % a.inner_size[d] * a.target.inner_stride[d];
         rest /= a.inner_size[d];
       }
-      copy_piece(a, p.from + from, p.to + to, p.tokens);
+      copy_piece(a, stream, p.from + from, p.to + to, p.tokens);
     }
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // streamed stores are ordered by no weaker one
   });
 }
 

@@ -36,6 +36,13 @@ def test_moves_are_bit_exact(size: tuple[int, ...], layouts: tuple[str, str], dt
     assert torch.equal(cases.bits(moved(c, impl)), cases.bits(cases.expected(c)))
 
 
+@pytest.mark.parametrize("dim", [64, 40], ids=["whole lines", "parts of lines"])
+@pytest.mark.parametrize("layouts", [("NHD", "HND"), ("HND", "NHD")], ids="-".join)
+def test_large_moves_past_the_caches_are_bit_exact(isa: str, layouts: tuple[str, str], dim: int) -> None:
+    c = cases.make(16, 32, 2, dim, 4500 * 64 // dim, layouts)
+    assert torch.equal(cases.bits(moved(c, "cpu")), cases.bits(cases.expected(c)))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("to", FLOATS)
 def test_conversions_round_as_torch_does(isa: str, dtype: torch.dtype, to: torch.dtype) -> None:
