@@ -38,9 +38,9 @@ def load_scorer(name: str, bench: Workbench, key: str = "eval.prm") -> StepScore
         architecture = (json.loads((path / "config.json").read_text()).get("architectures") or [""])[0]
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"{key}: {path} has neither prm.json nor a readable config.json ({e})") from e
-    if architecture.endswith("ForCausalLM"):
-        return VerdictScorer(*_body(str(path), bench, key))
-    return ClassifierScorer.from_pretrained(path, bench.models[0].device)
+    if architecture.endswith("Classification"):
+        return ClassifierScorer.from_pretrained(path, bench.models[0].device)
+    return VerdictScorer(*_body(str(path), bench, key))
 
 
 def prm(bench: Workbench, arm: str) -> StepScorer:

@@ -20,7 +20,7 @@ from roro_fast.engine.score import states
 from roro_fast.errors import CapacityError, CheckpointError
 from roro_fast.files import write_json
 from roro_fast.models.decoder import Decoder
-from roro_fast.routing.scoring import StepScores, Trace, one_pass, pieces
+from roro_fast.routing.scoring import Pieces, StepScores, Trace, one_pass
 
 SETTINGS, KIND = "prm.json", "probe"
 
@@ -43,7 +43,7 @@ class ProbeScorer:
                 f"prm: a head of {tuple(weight.shape)} weights does not fit a body of width {body.config.hidden_size}; "
                 "train it on this body"
             )
-        self.body, self.tokenizer, self.max_tokens = body, tokenizer, max_tokens
+        self.body, self.pieces, self.max_tokens = body, Pieces(tokenizer), max_tokens
         self.weight, self.bias = weight.to(body.device), bias.to(body.device)
         self.name = KIND
 
@@ -52,7 +52,7 @@ class ProbeScorer:
         """(x [T, H + 2] float32, number of its step [T] int64 counted over all traces, tokens read per trace)."""
         prompts, rows, sizes, after = [], [], [], []
         for t in traces:
-            ids, bounds = pieces(self.tokenizer, t)
+            ids, bounds = self.pieces(t)
             if len(ids) > self.body.config.max_position:
                 raise CapacityError(
                     f"prm: {len(ids)} tokens exceed the body's context of {self.body.config.max_position}"

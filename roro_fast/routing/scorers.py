@@ -11,7 +11,7 @@ import torch
 from roro_fast.engine.score import score_prompts
 from roro_fast.errors import CapacityError, CheckpointError, ConfigError
 from roro_fast.models.decoder import Decoder
-from roro_fast.routing.scoring import PrefixCache, StepScores, Trace, forward_flops, one_pass, pieces
+from roro_fast.routing.scoring import Pieces, PrefixCache, StepScores, Trace, forward_flops, one_pass
 
 POSITIVE = ("correct", "true", "good", "positive", "+", "label_1")
 QUESTION = "\nIs the last step correct? Answer true or false:"
@@ -27,7 +27,7 @@ class ClassifierScorer:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, separator: str = "", positive: str = "") -> None:
-        self.model, self.tokenizer, self.separator = model.eval(), tokenizer, separator
+        self.model, self.pieces = model.eval(), Pieces(tokenizer, separator)
         self.name = type(model).__name__
         self.per_token = self.name.endswith("ForTokenClassification")
         if not (self.per_token or self.name.endswith("ForSequenceClassification")):
@@ -52,8 +52,10 @@ class ClassifierScorer:
         )
 
         try:
-            names = AutoConfig.from_pretrained(directory).architectures or [""]
-            token = names[0].endswith("ForTokenClassification")
+            name = (AutoConfig.from_pretrained(directory).architectures or [""])[0]
+            token = name.endswith("ForTokenClassification")
+            if not (token or name.endswith("ForSequenceClassification")):  # transformers would make up a head
+                raise ValueError(f"it holds {name or 'no named model'}")
             auto: Any = AutoModelForTokenClassification if token else AutoModelForSequenceClassification
             model = auto.from_pretrained(directory, use_safetensors=True).to(device)
             return cls(model, AutoTokenizer.from_pretrained(directory), **options)
@@ -71,13 +73,13 @@ class ClassifierScorer:
 
     def score(self, traces: Sequence[Trace]) -> list[StepScores]:
         if self.per_token:
-            read = [pieces(self.tokenizer, t, self.separator) for t in traces]
+            read = [self.pieces(t) for t in traces]
             found = self._probabilities([ids for ids, _ in read])
             ends = [[b - 1 for b in bounds[1:]] for _, bounds in read]
             rows = zip(read, ends, found, strict=True)
             return [one_pass(p[at].tolist(), len(ids), self.shape) for (ids, _), at, p in rows]
         heads = self._cache.missing(traces)
-        prompts = [pieces(self.tokenizer, h, self.separator)[0] for h in heads]
+        prompts = [self.pieces(h)[0] for h in heads]
         answers = zip(heads, prompts, self._probabilities(prompts), strict=True)
         new = {h: (float(p), len(ids), forward_flops(*self.shape, len(ids))) for h, ids, p in answers}
         return self._cache.collect(traces, new)
@@ -117,7 +119,8 @@ class VerdictScorer:
     ) -> None:
         if len(labels) != len(values) or not all(0 <= v <= 1 for v in values):
             raise ConfigError(f"prm.values: {list(values)} must be one value in [0, 1] for each of {list(labels)}")
-        self.model, self.tokenizer, self.max_tokens, self.name = model, tokenizer, max_tokens, "verdict"
+        self.model, self.tokenizer, self.pieces = model, tokenizer, Pieces(tokenizer)
+        self.max_tokens, self.name = max_tokens, "verdict"
         self.question = list(tokenizer(question, add_special_tokens=False)["input_ids"])
         self.label_ids = [self._one_token(label) for label in labels]
         self.values = torch.tensor(values, dtype=torch.float32)
@@ -138,7 +141,7 @@ class VerdictScorer:
 
     def score(self, traces: Sequence[Trace]) -> list[StepScores]:
         heads = self._cache.missing(traces)
-        prompts = [[*pieces(self.tokenizer, h)[0], *self.question] for h in heads]
+        prompts = [[*self.pieces(h)[0], *self.question] for h in heads]
         rows = [[len(p) - 1] for p in prompts]
         probs = score_prompts(self.model, prompts, rows, self.label_ids, self.max_tokens)
         c = self.model.config

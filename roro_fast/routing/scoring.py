@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from roro_fast.engine.policy import BoundaryBatch
@@ -114,19 +115,32 @@ def beginnings(trace: Trace) -> list[Trace]:
     return [Trace(trace.prompt, trace.steps[: i + 1]) for i in range(len(trace.steps))]
 
 
-def pieces(tokenizer: Any, trace: Trace, separator: str = "") -> tuple[list[int], list[int]]:
-    """(ids, bounds): step i is ids[bounds[i] : bounds[i + 1]]. Tokenised piece by piece, which fixes the bounds.
+class Pieces:
+    """Token ids of traces, made piece by piece, which fixes where each step begins; pieces met before are not redone.
 
     A tokenizer with a chat template gets the problem as the user's turn. `separator` is written after every step.
     """
-    if getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": trace.prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    else:
-        ids = list(tokenizer(trace.prompt)["input_ids"])
-    bounds = [len(ids)]
-    for step in trace.steps:
-        ids += tokenizer(step + separator, add_special_tokens=False)["input_ids"]
-        bounds.append(len(ids))
-    return ids, bounds
+
+    def __init__(self, tokenizer: Any, separator: str = "") -> None:
+        self.tokenizer, self.separator = tokenizer, separator
+        self._prompt = lru_cache(maxsize=4096)(self._encode_prompt)
+        self._step = lru_cache(maxsize=65536)(self._encode_step)
+
+    def __call__(self, trace: Trace) -> tuple[list[int], list[int]]:
+        """(ids, bounds): step i is ids[bounds[i] : bounds[i + 1]]."""
+        ids = list(self._prompt(trace.prompt))
+        bounds = [len(ids)]
+        for step in trace.steps:
+            ids += self._step(step)
+            bounds.append(len(ids))
+        return ids, bounds
+
+    def _encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            return tuple(self.tokenizer(prompt)["input_ids"])
+        turn = [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_step(self, step: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(step + self.separator, add_special_tokens=False)["input_ids"])

@@ -3,8 +3,10 @@
     python -m roro_fast.train.train_prm small --out runs/prm-small     # seconds on one CPU thread
     python -m roro_fast.train.train_prm large --out runs/prm-large
 
-Labels are the verdicts on the steps of small and randomly routed answers to train queries; calibrate queries tell how
-good it is. The head on the large model is what SpecReason asks for, the one on the small model a cheap, imperfect PRM.
+Labels are the verdicts on small-model steps of small and randomly routed answers to train queries; calibrate queries
+tell how good it is. Steps of the large model are read but not learned from: they are right wherever the small model
+finds them unlikely, and a head would learn who wrote a step instead. The head on the large model is what SpecReason
+asks for, the one on the small model a cheap, imperfect process reward model.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from roro_fast.train.rollout import verify
 LIMITS: dict[str, Any] = {"max_new_tokens": 128, "max_steps": 16}
 
 
-def labelled(engine: StepEngine, task: Task, split: str, n: int, seed: int) -> tuple[list[Trace], list[bool]]:
-    """Traces of all-small and coin-routed answers, and a verdict per step over all traces in order."""
+def labelled(
+    engine: StepEngine, task: Task, split: str, n: int, seed: int
+) -> tuple[list[Trace], torch.Tensor, torch.Tensor]:
+    """Traces of all-small and coin-routed answers; per step over all traces in order, [S] bool: right, by small."""
     queries = {q.id: q for q in task.queries(split, n, seed)}
     requests = [
         Request(engine.tokenizer(q.prompt)["input_ids"], query=q, policy=policy, arm=policy.name, seed=seed, **LIMITS)
@@ -43,18 +46,25 @@ def labelled(engine: StepEngine, task: Task, split: str, n: int, seed: int) -> t
     ]
     found = {(t.arm, t.query_id): verify(t, queries[t.query_id], task) for t in engine.rollout(requests)}
     done = [found[key] for key in sorted(found)]
-    flags = [f for t in done for f in t.step_correct or ()]
-    return [Trace(queries[t.query_id].prompt, tuple(t.step_texts)) for t in done], flags
+    right = torch.tensor([f for t in done for f in t.step_correct or ()])
+    drafted = torch.tensor([m == 0 for t in done for m in t.models])
+    return [Trace(queries[t.query_id].prompt, tuple(t.step_texts)) for t in done], right, drafted
 
 
 def fit_head(
-    x: torch.Tensor, step: torch.Tensor, right: Sequence[bool], iterations: int = 200, decay: float = 1e-3
+    x: torch.Tensor,
+    step: torch.Tensor,
+    right: torch.Tensor,
+    used: torch.Tensor,
+    iterations: int = 200,
+    decay: float = 1e-3,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """(weight [D], bias [], loss): logistic regression through the soft minimum over each step's tokens, by Adam.
 
-    x [T, D], step [T] int64, right: a bool per step. Inputs are standardised; the result takes them as they are.
+    x [T, D], step [T] int64; right, used [S] bool: the labels, and which steps to learn from. Inputs are standardised;
+    the result takes them as they are.
     """
-    y = torch.tensor(list(right), dtype=torch.float32)
+    y = right[used].float()
     std, mean = torch.std_mean(x, 0, correction=0)
     std = std.clamp_min(1e-6)
     inputs = (x - mean) / std
@@ -65,7 +75,7 @@ def fit_head(
     optimizer = torch.optim.Adam([w, b], lr=0.05)
     loss = torch.zeros(())
     for _ in range(iterations):
-        logits = step_logits(inputs @ w + b, step, len(y))
+        logits = step_logits(inputs @ w + b, step, len(right))[used]
         loss = F.binary_cross_entropy_with_logits(logits, y)
         optimizer.zero_grad()
         (loss + decay * w.square().sum()).backward()
@@ -91,16 +101,16 @@ def train(size: str, out: Path, n: int = 400, seed: int = 7, iterations: int = 2
     engine = StepEngine(pool, tokenizer)
     body: Decoder = pool[nano.SIZES.index(size)]
     scorer = ProbeScorer(body, tokenizer, torch.zeros(body.config.hidden_size + 2), torch.zeros(()))
-    traces, right = labelled(engine, task, "train", n, seed)
+    traces, right, drafted = labelled(engine, task, "train", n, seed)
     x, step, _ = scorer.features(traces)
-    weight, bias, loss = fit_head(x, step, right, iterations)
+    weight, bias, loss = fit_head(x, step, right, drafted, iterations)
     scorer = ProbeScorer(body, tokenizer, weight, bias)
-    held, verdicts = labelled(engine, task, "calibrate", max(n // 2, 1), seed)
-    p = np.array([v for s in scorer.score(held) for v in s.values])
-    y = np.array(verdicts)
+    held, verdicts, by_small = labelled(engine, task, "calibrate", max(n // 2, 1), seed)
+    p = np.array([v for s in scorer.score(held) for v in s.values])[by_small.numpy()]
+    y = verdicts[by_small].numpy()
     record = {
         "body": f"nano/{size}",
-        "recipe": {"queries": n, "seed": seed, "iterations": iterations, "steps": len(right)},
+        "recipe": {"queries": n, "seed": seed, "iterations": iterations, "steps": int(drafted.sum())},
         "loss": round(loss, 4),
         "calibrate": {
             "steps": len(y),

@@ -1,0 +1,64 @@
+"""Every published baseline, fitted, calibrated and run end to end on the packaged pair."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from roro_fast.config import BASELINE_ARMS, EVAL_ARMS
+from roro_fast.config_io import load_config
+from roro_fast.errors import ConfigError
+from roro_fast.eval.baselines import BUILDERS, Fitting, distinct, nearest
+from roro_fast.eval.sweep import Runner, baseline_settings
+from roro_fast.routing.scoring import METER
+from roro_fast.train.setup import Workbench
+
+BUDGETS = (0.2, 0.35, 0.7)
+SCORED = {"trim_thr", "trim_agg", "trim_pomdp", "spec_reason", "rsd"}
+
+
+@cache
+def fitting() -> Fitting:
+    bench = Workbench(load_config("nano", []))
+
+    def runner(split: str, n: int) -> Runner:
+        prompts = [(q, bench.encode(q)) for q in bench.queries(split, n)]
+        return Runner(bench.engine, bench.task, prompts, {"max_new_tokens": 128, "max_steps": 16})
+
+    return Fitting(bench, runner("train", 24), runner("calibrate", 8), BUDGETS, seed=0, steps=2)
+
+
+@pytest.mark.parametrize("arm", BASELINE_ARMS)
+def test_each_baseline_end_to_end(arm: str) -> None:
+    f = fitting()
+    settings = BUILDERS[arm](f)
+    assert [knob for knob, _ in settings] == list(BUDGETS)
+    points = f.calibrate.run(arm, settings)
+    large = np.array([f.calibrate_flops[q] for q in points[0].query_ids])
+    shares = [float((p.generated_flops / large).mean()) for p in points]
+    assert shares == sorted(shares) and shares[0] < 0.35
+    if arm not in ("trim_pomdp", "speculative_thinking"):  # these pick among a few plans
+        assert shares == pytest.approx(BUDGETS, abs=0.15)
+    else:
+        assert all(s <= b + 1e-9 for s, b in zip(shares, BUDGETS, strict=True))
+    small = f.calibrate.run("all_small", baseline_settings("all_small", f.calibrate.task, 2))[0]
+    assert points[-1].correct.mean() > small.correct.mean()
+    asked = next(iter(f.calibrate.trajectories(settings[1][1], arm)))
+    flops = asked.meta[METER]["flops"]
+    assert (flops > 0) == (arm in SCORED) and asked.cost.total_flops > flops + asked.cost.generated_flops
+    if arm == "r2r":
+        assert len(asked.decisions) == len(asked.token_ids)
+
+
+def test_names_match_the_config_and_unknown_ones_are_refused() -> None:
+    assert tuple(BUILDERS) == BASELINE_ARMS and set(BASELINE_ARMS) <= set(EVAL_ARMS)
+    with pytest.raises(ConfigError, match=r"eval\.arms: 'trim_max' is not one of .*trim_thr"):
+        load_config("nano", ["eval.arms=[all_small, all_large, trim_max]"])
+
+
+def test_picking_within_budgets() -> None:
+    assert nearest([0.1, 0.3, 0.6], [0.9, 0.5, 0.2, 0.3]) == [2, 3, 1]
+    assert distinct([0.5, 0.5, 0.2])[0] > 0.2 and len(distinct([0.5, 0.5, 0.2])) == 2
+    assert len(distinct([i / 100 for i in range(100)], most=10)) == 10
