@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bench.e2e import ceiling, plain, targets
-from bench.e2e.cells import Cell, Prompts, plain_cells, routed_cell, sweep_cells
+from bench.e2e.cells import PREFILL, WARM_TOKENS, Cell, Prompts, plain_cells, routed_cell, sweep_cells
 from bench.e2e.gate import Gate
 from bench.e2e.measure import Bench, Engine, Run, say, summary
 from bench.e2e.pairs import Pair, ensure
@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     shape = {"concurrency": args.concurrency, "switch": args.switch, "prompt": args.prompt, "new": args.new}
     cells = [routed_cell(prompts, **shape, group=args.group, num_models=args.models)]
     cells += sweep_cells(prompts, args.new) if args.sweep else []
-    plains = [] if args.no_plain else plain_cells(prompts, args.models, args.plain_new)
+    fits = min(c.max_position for c in pair.configs) > PREFILL + WARM_TOKENS
+    plains = plain_cells(prompts, args.models, args.plain_new) if fits and not args.no_plain else []
     everything = cells + plains
     pool = pool_for(pair, args, [c.make(0) for c in everything])
     names = list(CATALOGUE) if args.engines == "all" else args.engines.split(",")
