@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.errors import DataError, RoroError
-from roro_fast.eval import bench_tables, catalogue, projection_tables
+from roro_fast.eval import bench_tables, catalogue, projection_tables, rollout_tables
 from roro_fast.eval.bootstrap import Estimate
 from roro_fast.eval.catalogue import AFTER, METRICS, write
 from roro_fast.eval.plain import from_plain
@@ -130,6 +130,11 @@ TABLES: dict[str, Table] = {
     "hf_step_loop": Table("hf_step_loop.json", hf_step_loop),
     "kernels_cpu": Table("ops/*_cpu.json", bench_tables.kernels_cpu),
     "trace": Table("trace.json", bench_tables.trace),
+    "rollout": Table("e2e/rollout_smol_cpu.json", rollout_tables.routed),
+    "rollout_plain": Table("e2e/rollout_smol_cpu.json", rollout_tables.plain),
+    "rollout_targets": Table("e2e/rollout_smol_cpu.json", rollout_tables.targets),
+    "rollout_nano": Table("e2e/rollout_nano_cpu.json", rollout_tables.routed),
+    "scaling": Table("e2e/scaling_*.json", rollout_tables.scaling),
     "projection_maps": Table("projection_study.json", projection_tables.maps),
     "projection_answers": Table("projection_study.json", projection_tables.answers),
     "projection_bound": Table("projection_study.json", projection_tables.bound),
