@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from roro_fast.config_io import load_config
-from roro_fast.errors import RoroError
+from roro_fast.errors import ConfigError, RoroError
 from roro_fast.runs import RunDirectory, export_parquet
 
 console = Console()
@@ -160,9 +160,30 @@ def evaluate(
     run: RunOption = None,
     resume: ResumeOption = True,
     redo: RedoOption = None,
+    suite: Annotated[str, typer.Option(help="Measure on this suite of benchmarks instead: math5 or gym.")] = "",
+    data: Annotated[Path | None, typer.Option(help="With --suite: directory of <benchmark>.jsonl files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="With --suite: queries per benchmark; 0 for all.")] = None,
+    router: Annotated[list[Path] | None, typer.Option(help="With --suite: directory of a trained router.")] = None,
 ) -> None:
-    """Calibrate the routers and measure every arm on the test split; trains first where that is not done."""
-    _execute("evaluate", config, run, overrides, redo)
+    """Calibrate the routers and measure every arm on the test split; trains first where that is not done.
+
+    With --suite, measure the pool's arms and the given routers on every benchmark of the suite; trains nothing.
+    """
+    flags: dict[str, Any] = {
+        "data_dir": data and str(data),
+        "limit": limit,
+        "routers": router and [str(r) for r in router],
+    }
+    given = [f"suite.{k}={json.dumps(v)}" for k, v in flags.items() if v is not None]
+    if not suite:
+        if given:
+            raise ConfigError("--suite: is empty, but --data, --limit and --router are for a suite; name math5 or gym")
+        _execute("evaluate", config, run, overrides, redo)
+        return
+    from roro_fast import cli_suite
+
+    if not cli_suite.run_suite(_open(config, run, [*(overrides or ()), *given]), suite, console, redo or ()):
+        raise typer.Exit(1)
 
 
 @app.command()

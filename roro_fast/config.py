@@ -5,11 +5,11 @@ A config is a YAML file or a packaged preset plus `key=value` overrides; `roro_f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from roro_fast.errors import ConfigError
+from roro_fast.config_checks import at_least, check_budgets, choose, choose_all, clip_range, positive, require, share
 from roro_fast.tasks.base import SPLITS
 from roro_fast.tasks.prompting import INSTRUCTION
 
@@ -22,36 +22,8 @@ BASELINE_ARMS = (
     "trim_thr", "trim_agg", "trim_pomdp", "policy_guided", "policy_guided_regenerate", "steer", "steer_regenerate",
     "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r",
 )  # fmt: skip
+SUITE_ARMS = ("all_small", "all_large", "random", "confidence", *BASELINE_ARMS)
 EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro", *BASELINE_ARMS)
-
-
-def require(ok: bool, key: str, problem: str) -> None:
-    """Raise ConfigError `key: problem` unless `ok`; `problem` says what is wrong and what to write instead."""
-    if not ok:
-        raise ConfigError(f"{key}: {problem}")
-
-
-def choose(value: str, key: str, choices: Sequence[str]) -> None:
-    require(value in choices, key, f"{value!r} is not one of {', '.join(choices)}")
-
-
-def choose_all(values: Sequence[str], key: str, choices: Sequence[str]) -> None:
-    require(len(values) > 0, key, f"is empty; list at least one of {', '.join(choices)}")
-    for v in values:
-        choose(v, key, choices)
-    require(len(set(values)) == len(values), key, f"{list(values)} repeats a name; name each once")
-
-
-def at_least(value: float, low: float, key: str) -> None:
-    require(value >= low, key, f"{value} is too small; use {low} or more")
-
-
-def share(value: float, key: str) -> None:
-    require(0.0 <= value <= 1.0, key, f"{value} is not in [0, 1]")
-
-
-def positive(value: float, key: str) -> None:
-    require(value > 0, key, f"{value} must be greater than 0")
 
 
 @dataclass
@@ -83,7 +55,8 @@ class TaskConfig:
 
     `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty leaves it
     to the task. `strict` refuses a malformed row instead of counting it. `system` (empty: the template's own) and
-    `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked.
+    `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked. `chat` goes to
+    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3.
     """
 
     name: str = "ledger"
@@ -96,6 +69,7 @@ class TaskConfig:
     timeout: float = 2.0
     system: str = ""
     instruction: str = INSTRUCTION
+    chat: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.name), "task.name", "is empty; try 'ledger'")
@@ -111,6 +85,8 @@ class ModelsConfig:
 
     `layers` keeps only the first layers of a model (0: all), one entry per model; an empty list keeps all layers.
     `device` is one for all models, or one each: 'cuda:0,cuda:1'. Router, Rubricor and Judge live on the first.
+    `prices` is each model's price per million tokens it generates, `read_prices` per million it only reads (prompt and
+    catch-up; free when empty), in any one currency; evaluations then report what answers cost.
     """
 
     paths: list[str] = field(default_factory=lambda: ["nano/small", "nano/large"])
@@ -118,6 +94,8 @@ class ModelsConfig:
     layers: list[int] = field(default_factory=list)
     dtype: str = "float32"
     device: str = "cpu"
+    prices: list[float] = field(default_factory=list)
+    read_prices: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         k = len(self.paths)
@@ -136,6 +114,13 @@ class ModelsConfig:
         )
         for n in self.layers:
             at_least(n, 0, "models.layers")
+        for key in ("prices", "read_prices"):
+            table = getattr(self, key)
+            require(
+                len(table) in (0, k), f"models.{key}", f"{len(table)} prices for {k} models; give one each, or none"
+            )
+            require(all(p >= 0 for p in table), f"models.{key}", f"{table} holds a negative price; use 0 or more")
+        require(bool(self.prices) or not self.read_prices, "models.read_prices", "needs models.prices too; set both")
         choose(self.dtype, "models.dtype", DTYPES)
         require(all(self.devices), "models.device", "is empty; use 'cpu' or 'cuda'")
         require(
@@ -423,15 +408,32 @@ class EvalConfig:
         at_least(self.n_boot, 1, "eval.n_boot")
 
 
-def clip_range(low: float, high: float, section: str) -> None:
-    require(0 < low < 1, f"{section}.clip_low", f"{low} is not in (0, 1); the usual value is 0.2")
-    require(high >= low, f"{section}.clip_high", f"{high} is below clip_low {low}; use {low} or more")
+@dataclass
+class SuiteConfig:
+    """What `roro eval --suite` measures: arms that need no training, and `routers`, directories of trained ones.
 
+    "random" is measured at each of `shares`, "confidence" at each of `thresholds`, trained routers and published
+    baselines (fitted on the task's train queries) at each of `eval.budgets`. Benchmarks come as <name>.jsonl from
+    `data_dir`, or from the Hugging Face hub when it is empty. `limit` caps the queries per benchmark (0: all).
+    """
 
-def check_budgets(budgets: Sequence[float], key: str) -> None:
-    require(len(budgets) > 0, key, "is empty; list cost shares in (0, 1]")
-    require(all(0 < b <= 1 for b in budgets), key, f"{list(budgets)} holds a value outside (0, 1]")
-    require(list(budgets) == sorted(set(budgets)), key, f"{list(budgets)} must rise strictly")
+    arms: list[str] = field(default_factory=lambda: ["all_small", "all_large", "random", "confidence"])
+    routers: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    thresholds: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.75])
+    data_dir: str = ""
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        choose_all(self.arms, "suite.arms", SUITE_ARMS)
+        require("all_large" in self.arms, "suite.arms", "lacks 'all_large', whose FLOPs are the measure; add it")
+        require(all(self.routers), "suite.routers", "holds an empty path; name directories of trained routers")
+        for key, arm in (("shares", "random"), ("thresholds", "confidence")):
+            values = getattr(self, key)
+            require(bool(values) or arm not in self.arms, f"suite.{key}", f"is empty; list values or drop {arm!r}")
+            for v in values:
+                share(v, f"suite.{key}")
+        at_least(self.limit, 0, "suite.limit")
 
 
 @dataclass
@@ -449,6 +451,7 @@ class Config:
     router: RouterConfig = field(default_factory=RouterConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
 
     def __post_init__(self) -> None:
         require(

@@ -54,7 +54,7 @@ def load_config(source: str | Path | Config = "nano", overrides: Sequence[str] =
             if _type_name(key).startswith("list") and not isinstance(value, list):
                 raise ConfigError(f"{key}: is a list, got {value!r} in {origin}; write {key}=[{value},...]")
             try:
-                OmegaConf.update(merged, key, value, merge=False)
+                OmegaConf.update(merged, key, value, merge=isinstance(value, Mapping))
             except OmegaConfBaseException as e:
                 reason = str(e).splitlines()[0]
                 raise ConfigError(f"{key}: {reason} (in {origin}; expected {_type_name(key)})") from e
@@ -140,7 +140,12 @@ def _leaves(layer: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
             if name not in known:
                 raise _unknown(f"{section}.{name}", [f"{section}.{k}" for k in known], origin)
-            if isinstance(value, Mapping):
+            takes = _type_name(f"{section}.{name}").startswith("dict")
+            if takes and not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{section}.{name}: is a mapping, got {value!r} in {origin}; write {section}.{name}.<key>=<value>"
+                )
+            if isinstance(value, Mapping) and not takes:
                 raise ConfigError(f"{section}.{name}: has no sub-keys, got {dict(value)} in {origin}")
             if value is None:
                 raise ConfigError(

@@ -49,6 +49,7 @@ class Cost:
     total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens
         that came from the prefix cache (`cached_tokens`) count as if run alone, so that a cost is the answer's own.
     seconds: wall clock from admission to finish.
+    price: what the answer costs by a price table, filled by whoever has one; None without.
     """
 
     generated_flops: float = 0.0
@@ -59,6 +60,7 @@ class Cost:
     discarded_tokens: int = 0
     cached_tokens: int = 0
     routing_seconds: float = 0.0  # share of the policy's wall clock in this answer's decisions
+    price: float | None = None
 
 
 @dataclass(slots=True)

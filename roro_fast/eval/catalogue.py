@@ -61,6 +61,8 @@ POINT_VALUES: dict[str, Metric] = {
         Metric("seconds", "Seconds / query", "ratio", False, "Wall clock from admission to finish."),
         Metric("tokens", "Tokens / query", "ratio", False, "Tokens generated, discarded ones included."),
         Metric("discarded", "Discarded / query", "ratio", False, "Tokens drafted and thrown away."),
+        Metric("price", "Price / 1000 queries", "ratio", False,
+               "By models.prices, in its currency: tokens generated, discarded ones included, and tokens read."),
         Metric("decision_us", "µs / decision", "ratio", False, "Time spent on routing alone, per decision."),
     )
 }  # fmt: skip

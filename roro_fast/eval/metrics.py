@@ -229,6 +229,7 @@ class Evaluation:
             "seconds": mean["seconds"],
             "tokens": mean["tokens"] + mean["discarded"],
             "discarded": mean["discarded"],
+            "price": 1000 * mean["price"],
             "decision_us": 1e6 * _ratio(mean["routing_seconds"], mean["decisions"]),
         }
 

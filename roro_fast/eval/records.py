@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ ARRAYS = (
     "discarded",
     "decisions",
     "routing_seconds",
+    "price",
 )
+MAY_LACK = ("routing_seconds", "price")  # NaN where nobody measured it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +41,7 @@ class PointResult:
     large_tokens: kept tokens written by any model but the smallest; tokens: all kept tokens.
     discarded: drafted and thrown away tokens; decisions: routing decisions taken.
     routing_seconds: time spent deciding, summed over the answer; NaN where a record lacks it.
+    price: by the run's price table; NaN without one.
     """
 
     arm: str
@@ -53,6 +57,7 @@ class PointResult:
     discarded: np.ndarray
     decisions: np.ndarray
     routing_seconds: np.ndarray
+    price: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "query_ids", tuple(self.query_ids))
@@ -60,11 +65,13 @@ class PointResult:
             raise DataError(f"{self.where}: no queries; evaluate at least one")
         if len(set(self.query_ids)) != len(self.query_ids):
             raise DataError(f"{self.where}: query_ids repeats an id; average the samples of a query first")
+        if self.price is None:
+            object.__setattr__(self, "price", np.full(len(self.query_ids), np.nan))
         for name in ARRAYS:
             value = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
             if value.shape != (len(self.query_ids),):
                 raise DataError(f"{self.where}: {name} has shape {value.shape}, expected ({len(self.query_ids)},)")
-            if name != "routing_seconds" and not (np.isfinite(value).all() and (value >= 0).all()):
+            if name not in MAY_LACK and not (np.isfinite(value).all() and (value >= 0).all()):
                 raise DataError(f"{self.where}: {name} must be finite and not negative")
             object.__setattr__(self, name, value)
         if (self.correct > 1).any():
@@ -131,6 +138,7 @@ def _row(t: Trajectory) -> list[float]:
         float(t.cost.discarded_tokens),
         float(len(t.decisions)),
         t.cost.routing_seconds,
+        math.nan if t.cost.price is None else t.cost.price,
     ]
 
 
@@ -156,12 +164,13 @@ def load_points(path: str | Path) -> list[PointResult]:
     try:
         with safe_open(str(path), framework="numpy") as f:
             meta = f.metadata() or {}
-            if json.loads(meta.get("arrays", "null")) != list(ARRAYS):
+            arrays = json.loads(meta.get("arrays", "null"))
+            if arrays not in (list(ARRAYS), list(ARRAYS[:-1])):  # files without prices are as good
                 raise DataError(f"{path}: not a file of operating points written by this version; evaluate again")
             header = json.loads(meta["points"])
             return [
                 PointResult(
-                    h["arm"], h["knob"], h["seed"], tuple(h["query_ids"]), **dict(zip(ARRAYS, table, strict=True))
+                    h["arm"], h["knob"], h["seed"], tuple(h["query_ids"]), **dict(zip(arrays, table, strict=True))
                 )
                 for h, table in ((h, f.get_tensor(f"{i}")) for i, h in enumerate(header))
             ]

@@ -51,7 +51,7 @@ def render(data: ReportData) -> str:
         hero=hero(e) if e else None,
         frontiers=_frontiers(e, style) if e else [],
         metrics=METRICS,
-        point_values=POINT_VALUES,
+        point_values=_measured(data),
         controls=_controls(e) if e else [],
         curves=plots.curves(data.curves, style),
         curve_arms=_labels({c.arm for c in data.curves}, e, style),
@@ -73,6 +73,12 @@ def _ordered(e: EvalSummary | None) -> EvalSummary | None:
     rank = {"trained": 0, "baseline": 1, "oracle": 2, "control": 3}
     arms = sorted(e.arms, key=lambda a: (rank.get(a.kind, 4), a.name != HERO))
     return replace(e, arms=arms)
+
+
+def _measured(data: ReportData) -> dict[str, catalogue.Metric]:
+    """The values that any operating point has: prices, for one, only a run with a price table."""
+    points = [p.values for a in (data.evaluation.arms if data.evaluation else []) for p in a.points]
+    return {k: m for k, m in POINT_VALUES.items() if k != "price" or any(k in v and v[k].mean >= 0 for v in points)}
 
 
 def _frontiers(e: EvalSummary, style: dict[str, plots.Look]) -> list[tuple[str, Markup, Markup]]:

@@ -12,6 +12,7 @@ from roro_fast.errors import CheckpointError
 from roro_fast.eval.baselines import BUILDERS, Fitting
 from roro_fast.eval.metrics import Evaluation
 from roro_fast.eval.plain import to_plain
+from roro_fast.eval.prices import price_table
 from roro_fast.eval.records import PointResult, load_points, save_points
 from roro_fast.eval.sweep import Runner, Setting, at_bias, baseline_settings, calibrate
 from roro_fast.files import write_json
@@ -75,7 +76,8 @@ def summarise(ctx: Context, points: list[PointResult]) -> dict[str, Any]:
 
 def runner(ctx: Context, split: str, on_finish: Callable[[Trajectory], None] | None = None) -> Runner:
     limits = {k: v for k, v in ctx.limits(ctx.config.engine.temperature).items() if k != "seed"}
-    return Runner(ctx.bench.engine, ctx.bench.task, ctx.prompts(split), limits, on_finish)
+    prices = price_table(ctx.config.models)
+    return Runner(ctx.bench.engine, ctx.bench.task, ctx.prompts(split), limits, on_finish, prices)
 
 
 def fitting(ctx: Context, on_finish: Callable[[Trajectory], None] | None = None) -> Fitting:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from roro_fast.engine import Request, RoutingPolicy, StepEngine, Trajectory
+from roro_fast.eval.prices import Prices
 from roro_fast.eval.records import PointResult
 from roro_fast.routing import ConfidenceThreshold, Constant, Oracle, PolicyNetwork, RandomRouter
 from roro_fast.routing.calibrate import fit_biases
@@ -31,6 +32,7 @@ class Runner:
     prompts: Prompts
     limits: dict[str, Any]
     on_finish: Callable[[Trajectory], None] | None = None
+    prices: Prices | None = None
 
     def run(self, arm: str, settings: Sequence[Setting], seed: int = 0, samples: int = 1) -> list[PointResult]:
         """One PointResult per setting; all settings share the engine's batch."""
@@ -38,6 +40,8 @@ class Runner:
         queries = {q.id: q for q, _ in self.prompts}
         for t in self.engine.rollout(self._requests(arm, settings, seed, samples)):
             groups[t.meta["setting"]].append(charge(verify(t, queries[t.query_id], self.task)))
+            if self.prices is not None:
+                t.cost.price = self.prices.of(t.cost)
             if self.on_finish is not None:
                 self.on_finish(t)
         ids = [q.id for q, _ in self.prompts]

@@ -17,6 +17,7 @@ from roro_fast.tasks.numbers import NUMBER, comparable, parse_quantity, plain, s
 
 TAIL = 20_000  # a final answer stands near the end; bounds every scan
 MAX_ANSWER = 2_000
+THINK, END_THINK = "<think>", "</think>"
 
 _HASHES = re.compile(r"####[ \t]*([-+$\\.\d\u2212][^\n]*)")  # "#### Step" is a heading
 _PHRASE = re.compile(r"\banswer\b(?:\*\*|__)?[ \t]*(?:\bis\b|:|=)[ \t]*:?[ \t]*(?=\S)", re.IGNORECASE)
@@ -37,11 +38,23 @@ class Verdict:
     error: str = ""
 
 
+def after_thinking(text: str) -> str:
+    """What a completion says outside of its thoughts: the text after the last `</think>`, or all of a text without one.
+
+    A thought that was begun and not ended leaves nothing: what it mentions is no answer.
+    """
+    begun, ended = text.rfind(THINK), text.rfind(END_THINK)
+    if begun > ended:
+        return ""
+    return text[ended + len(END_THINK) :] if ended >= 0 else text
+
+
 def extract_final_answer(text: str) -> str | None:
     """The final answer of a completion, or None: the marked one if there is one, else the last number.
 
-    Only the last 20,000 characters are read.
+    Thoughts are left out (`after_thinking`); only the last 20,000 characters are read.
     """
+    text = after_thinking(text)
     answer = marked_answer(text)
     if answer is not None:
         return answer
@@ -75,8 +88,9 @@ def check_answer(predicted_text: str, gold: str, timeout: float = 2.0) -> Verdic
     answer = extract_final_answer(predicted_text)
     if answer is not None:
         return compare(answer, gold, timeout)
-    if len(predicted_text) <= MAX_ANSWER and same_text(plain(predicted_text), plain(gold)):
-        return Verdict(True, predicted_text.strip())
+    said = after_thinking(predicted_text)
+    if len(said) <= MAX_ANSWER and same_text(plain(said), plain(gold)):
+        return Verdict(True, said.strip())
     return Verdict(False, None, "no answer")
 
 

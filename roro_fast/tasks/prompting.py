@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roro_fast.errors import ConfigError
@@ -20,6 +21,7 @@ def encode_prompt(
     system: str | None = None,
     instruction: str = INSTRUCTION,
     few_shot: Sequence[tuple[str, str]] = (),
+    chat: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Prompt ids of a query.
 
@@ -31,9 +33,10 @@ def encode_prompt(
         system: system message; None leaves it to the template.
         instruction: appended to each problem; "" for none.
         few_shot: worked (problem, solution) pairs put before the query.
+        chat: variables of the chat template, such as `enable_thinking` of Qwen3.
 
     Raises:
-        ConfigError: the chat template refuses these messages.
+        ConfigError: the chat template refuses these messages or knows none of these variables.
     """
     if query.task in RAW_TASKS:
         return _plain(tokenizer, query.prompt)
@@ -41,6 +44,8 @@ def encode_prompt(
     def ask(problem: str) -> str:
         return f"{problem}\n\n{instruction}" if instruction else problem
 
+    if chat:
+        check_chat(tokenizer, chat)
     if not getattr(tokenizer, "chat_template", None):
         shots = [part for problem, solution in few_shot for part in (ask(problem), solution)]
         return _plain(tokenizer, "\n\n".join([*([system] if system else []), *shots, ask(query.prompt)]) + "\n\n")
@@ -49,12 +54,28 @@ def encode_prompt(
         messages += [{"role": "user", "content": ask(problem)}, {"role": "assistant", "content": solution}]
     messages.append({"role": "user", "content": ask(query.prompt)})
     try:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **(chat or {})
+        )
     except Exception as e:  # templates raise jinja2 errors of their own making
         raise ConfigError(
             f"prompt: the tokenizer's chat template refuses these messages ({e}); drop prompt.system?"
         ) from e
     return [int(i) for i in ids]
+
+
+def check_chat(tokenizer: Any, chat: Mapping[str, Any]) -> None:
+    """Refuse, by name, variables that the tokenizer's chat template does not read: they would change nothing."""
+    template = getattr(tokenizer, "chat_template", None)
+    text = "".join(map(str, template.values())) if isinstance(template, Mapping) else str(template or "")
+    for key in chat:
+        if template and key in inspect.signature(tokenizer.apply_chat_template).parameters:
+            raise ConfigError(f"task.chat.{key}: is an argument of the tokenizer, not of its chat template; drop it")
+        if key not in text:
+            why = "does not read it" if template else "is missing"
+            raise ConfigError(
+                f"task.chat.{key}: the tokenizer's chat template {why}; drop the key or name the right one"
+            )
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:

@@ -219,4 +219,4 @@ class Workbench:
         A prompt longer than the context is the engine's to refuse, so that a long run can count it and go on.
         """
         t = self.config.task
-        return encode_prompt(self.tokenizer, query, system=t.system or None, instruction=t.instruction)
+        return encode_prompt(self.tokenizer, query, system=t.system or None, instruction=t.instruction, chat=t.chat)
