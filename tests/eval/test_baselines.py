@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from roro_fast.config import BASELINE_ARMS, EVAL_ARMS
 from roro_fast.config_io import load_config
 from roro_fast.errors import ConfigError
 from roro_fast.eval.baselines import BUILDERS, Fitting, distinct, nearest
+from roro_fast.eval.records import load_points
+from roro_fast.eval.stages import evaluate
 from roro_fast.eval.sweep import Runner, baseline_settings
 from roro_fast.routing.scoring import METER
+from roro_fast.runs import RunDirectory
+from roro_fast.train.context import Context
 from roro_fast.train.setup import Workbench
 
 BUDGETS = (0.2, 0.35, 0.7)
@@ -62,3 +67,23 @@ def test_picking_within_budgets() -> None:
     assert nearest([0.1, 0.3, 0.6], [0.9, 0.5, 0.2, 0.3]) == [2, 3, 1]
     assert distinct([0.5, 0.5, 0.2])[0] > 0.2 and len(distinct([0.5, 0.5, 0.2])) == 2
     assert len(distinct([i / 100 for i in range(100)], most=10)) == 10
+
+
+def test_the_evaluate_stage_runs_them_by_name_and_resumes(tmp_path: Path) -> None:
+    arms = "eval.arms=[all_small, all_large, trim_thr, r2r, speculative_thinking]"
+    small = ["task.n_train=16", "collect.n_queries=4", "task.n_calibrate=6", "task.n_test=5", "eval.n_boot=20"]
+    config = load_config(
+        "nano", [f"run.dir={tmp_path}", arms, *small, "eval.n_fit=12", "eval.budgets=[0.3, 0.6]", "eval.n_view=2"]
+    )
+    run = RunDirectory.for_config(config)
+    seen: list[tuple[int, int]] = []
+    with run:
+        ctx = Context(run, Workbench(config), lambda done, total, **info: seen.append((done, total)))
+        summary = evaluate(ctx)
+        assert {"trim_thr", "r2r", "speculative_thinking"} <= set(summary["arms"])
+        assert seen[-1] == (40, 40), "two anchors and three arms at two budgets, five queries each"
+        points = load_points(run.path / "eval" / "r2r.safetensors")
+        assert [p.knob for p in points] == [0.3, 0.6] and (points[0].decisions == points[0].tokens).all()
+        before = (run.path / "eval" / "trim_thr.safetensors").stat().st_mtime_ns
+        assert evaluate(ctx)["arms"] == summary["arms"]
+        assert (run.path / "eval" / "trim_thr.safetensors").stat().st_mtime_ns == before
