@@ -61,6 +61,8 @@ pytest=("$python" -m pytest -q -p no:cacheprovider --timeout 120 --maxfail 25)
 
 stage environment 30 "" bash -c environment
 stage build 100 "" "$python" -m roro_fast.ops.build_cuda ${dry:+"$out/_cuda.so"}
+# Page allocator and CPU kernels in C++, where pybind11 and a compiler are; the Python ones serve without.
+[ -n "$dry" ] || stage build_host 100 "" "$python" setup.py -q build_ext --inplace
 if [ -n "$dry" ]; then
     stage tests_triton 280 "" "${pytest[@]}" tests/kernels -k "bad_input or epsilon or bf16"
     stage benches 280 "" "$python" -m bench.ops.gpu --dry --out "$out/ops.json"
