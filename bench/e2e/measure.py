@@ -18,14 +18,14 @@ from roro_fast.models.config import DecoderConfig
 
 @dataclass
 class Engine:
-    """A running process; `failed` says why it takes no further part. `share`: tokens per second of its first run."""
+    """A running process; `failed` says why it takes no further part. `speed`: tokens per second by cell."""
 
     name: str
     remote: Remote
     about: dict[str, Any] = field(default_factory=dict)
     one_by_one: bool = False
     failed: str = ""
-    speed: float = 0.0
+    speed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,11 +46,15 @@ class Run:
 
 class Bench:
     """`runs[cell][engine]` collects one Run per round. An engine that takes one sequence after another is given as many
-    as fit `slow_seconds`, at least one: its rate does not depend on how many there are."""
+    as fit `slow_seconds`, at least one: its rate does not depend on how many there are. Where the warm-up of a cell
+    takes an engine more than `cell_seconds` it is not repeated: that one run is what counts."""
 
-    def __init__(self, engines: list[Engine], slow_seconds: float, say: Callable[[str], None]) -> None:
-        self.engines, self.slow_seconds, self.say = engines, slow_seconds, say
+    def __init__(
+        self, engines: list[Engine], slow_seconds: float, cell_seconds: float, say: Callable[[str], None]
+    ) -> None:
+        self.engines, self.slow_seconds, self.cell_seconds, self.say = engines, slow_seconds, cell_seconds, say
         self.runs: dict[str, dict[str, list[Run]]] = {}
+        self.once_only: set[tuple[str, str]] = set()
 
     def alive(self) -> list[Engine]:
         return [e for e in self.engines if not e.failed]
@@ -58,7 +62,7 @@ class Bench:
     def once(self, engine: Engine, work: Workload) -> Run | None:
         if engine.one_by_one and len(work.sequences) > 1:
             per = work.sequences[0].new_tokens
-            fit = int(self.slow_seconds * engine.speed / per) if engine.speed else 1
+            fit = int(self.slow_seconds * engine.speed.get(work.name, 0.0) / per)
             work = work.first(max(1, min(fit, len(work.sequences))))
         try:
             answer = engine.remote.run(work)
@@ -68,7 +72,7 @@ class Bench:
             engine.remote.close()
             return None
         run = Run(work, answer["outcome"], answer["peak_rss"], answer["peak_device"])
-        engine.speed = run.tokens_per_second
+        engine.speed[work.name] = run.tokens_per_second
         return run
 
     def round(self, cells: list[Cell], number: int, keep: bool) -> dict[str, dict[str, Run]]:
@@ -81,12 +85,16 @@ class Bench:
             for engine in engines[turn:] + engines[:turn]:
                 if cell.kind == "plain" and engine.one_by_one and len(work.sequences) > 1:
                     continue
+                if (cell.name, engine.name) in self.once_only:
+                    continue
                 begin = time.perf_counter()
                 run = self.once(engine, work)
                 if run is None:
                     continue
                 out.setdefault(cell.name, {})[engine.name] = run
-                if keep:
+                if not keep and run.seconds > self.cell_seconds:
+                    self.once_only.add((cell.name, engine.name))
+                if keep or (cell.name, engine.name) in self.once_only:
                     self.runs.setdefault(cell.name, {}).setdefault(engine.name, []).append(run)
                 self.say(
                     f"round {number} {cell.name:24s} {engine.name:15s} {run.tokens_per_second:8.1f} tokens/s "

@@ -59,6 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--budget", type=float, default=0, help="no further round when one as long would pass so many seconds"
     )
+    p.add_argument("--cell-seconds", type=float, default=45, help="engines slower than that on a workload run it once")
     p.add_argument("--gate-sequences", type=int, default=4)
     p.add_argument("--out", type=Path)
     return p.parse_args(argv)
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if unknown:
         raise SystemExit(f"--engines: unknown {sorted(unknown)}; there are {', '.join(CATALOGUE)}")
     engines, absent = start(names, pool)
-    bench = Bench(engines, args.slow_seconds, say)
+    bench = Bench(engines, args.slow_seconds, args.cell_seconds, say)
     try:
         warm = bench.round(everything[:1], 0, keep=False)
         gate = Gate(pair, args.dtype, args.device, args.threads)

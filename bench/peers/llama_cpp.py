@@ -42,7 +42,7 @@ class LlamaCpp(Stepwise):
         for path in paths:
             model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
             params = lib.llama_context_default_params()
-            params.n_ctx = pool.concurrency * pool.max_len
+            params.n_ctx = pool.kv_tokens * 5 // 4 + 4096 if unified else pool.concurrency * pool.max_len
             params.n_batch, params.n_ubatch, params.n_seq_max = BATCH, 512, pool.concurrency
             params.n_threads = params.n_threads_batch = pool.threads
             params.kv_unified = unified
@@ -111,7 +111,9 @@ class LlamaCpp(Stepwise):
             served.append(rows.pop(0))
         b.n_tokens = n
         if self.lib.llama_decode(self.contexts[m], b):
-            raise RuntimeError("llama_decode failed: no room in the KV cache")
+            self._forget_idle(m)
+            if self.lib.llama_decode(self.contexts[m], b):
+                raise RuntimeError("llama_decode failed: no room in the KV cache")
         if served:
             logits = self.lib.llama_get_logits(self.contexts[m])
             table = np.ctypeslib.as_array(logits, shape=(len(served), self.vocab))
@@ -121,6 +123,13 @@ class LlamaCpp(Stepwise):
                 slot.new.append(token)
                 slot.left -= 1
         return rows
+
+    def _forget_idle(self, m: int) -> None:
+        """Drop what slots without a sequence still hold for model m."""
+        for i, slot in enumerate(self.slots):
+            if not slot.busy:
+                self.lib.llama_memory_seq_rm(self.memories[m], i, -1, -1)
+                slot.held[m] = []
 
     def finish(self, seq: int) -> None:
         self.slots[self.at.pop(seq)].busy = False
