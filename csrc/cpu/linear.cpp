@@ -76,7 +76,7 @@ class Block {
     const std::int64_t step = std::min(depth_, (passes == 2 ? kTwiceBytes : kDepthBytes) / bytes_);
     const bool whole = step == depth_;
     const std::int64_t sum_rows = whole ? kMaxRows : round_up(rows, kMaxRows);
-    const std::int64_t copied = copy_ ? rows : kernel_.amx ? rows % 16 : 0;
+    const std::int64_t copied = copy_ ? rows : kernel_.amx ? rows % kernel_.rows : 0;
     char* memory = scratch(sum_rows * kTileColumns * 4 + round_up(copied, 16) * row_bytes());
     auto* sums = reinterpret_cast<float*>(memory);
     const Rows x = take(row, rows, copied, memory + sum_rows * kTileColumns * 4);

@@ -99,6 +99,22 @@ def test_a_sequence_has_the_same_bits_in_any_batch(isa: str, dtype: torch.dtype,
             decoder_forward.cpu(model, batch(model, ids, [0] * 5, together))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_have_the_same_bits_as_one_prefill(isa: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Handoff is exact to the bit: catch-up in any portions leaves the keys, values and states of a cold prefill."""
+    model = load(tmp_path, "qwen3", dtype)
+    ids = tokens((15,))
+    cold, warm = empty_pages(model, 1), empty_pages(model, 1)
+    want = decoder_forward.cpu(model, batch(model, ids, [0], cold))
+    ends = (1, 2, 5, 14, 15)
+    got = [
+        decoder_forward.cpu(model, batch(model, [ids[0][:end]], [begin], warm))
+        for begin, end in zip((0, *ends), ends, strict=False)
+    ]
+    assert torch.equal(torch.cat(got), want)
+    assert torch.equal(warm.nan_to_num(), cold.nan_to_num())
+
+
 @pytest.mark.usefixtures("kernels")
 def test_changed_weights_are_packed_again(model: Decoder) -> None:
     def fresh() -> torch.Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +15,11 @@ from hypothesis import strategies as st
 from roro_fast.errors import RoroError
 from roro_fast.ops import native
 from roro_fast.ops.linear import linear, pack_linear
+from tests.kernels.guard import guarded
 from tests.ops import concurrency
 from tests.ops.cases import linear as cases
 
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -58,6 +63,27 @@ def test_a_row_has_the_same_bits_in_any_batch(isa: str, dtype: torch.dtype) -> N
             for begin in range(0, rows, max(n, rows // 5)):
                 part = linear(c.x[begin : begin + n], packed, impl="cpu")
                 assert torch.equal(part, whole[begin : begin + n]), (rows, depth, n, begin)
+
+
+def at_the_edge() -> None:
+    """Runs in a process of its own: reading beyond x or the packed weights ends it."""
+    for isa in native.usable_isas():
+        native.set_isa(isa)
+        print(isa, flush=True)
+        for rows, depth, columns in [(1, 64, 64), (5, 33, 20), (17, 64, 40), (20, 64, 16), (40, 96, 33), (64, 32, 1)]:
+            for dtype in DTYPES:
+                c = cases.make(rows, depth, columns, dtype)
+                packed = pack_linear(c.weight, c.bias)
+                assert packed.data is not None
+                edge = packed._replace(data=guarded(packed.data))
+                assert torch.equal(linear(guarded(c.x), edge, impl="cpu"), linear(c.x, packed, impl="cpu"))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nothing_outside_is_read() -> None:
+    code = "from tests.ops.test_linear_cpu import at_the_edge; at_the_edge()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 @settings(max_examples=60)
