@@ -117,6 +117,8 @@ def gated(bench: Bench, gate: Gate, first: dict[str, Run], sequences: int) -> di
             engine.failed = f"gate: {out[engine.name]['why']}"
             say(f"{engine.name}: out: {engine.failed}")
             engine.remote.close()
+            for by_engine in bench.runs.values():
+                by_engine.pop(engine.name, None)
     return out
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from bench.e2e import measure, plain, rollout, scaling, targets
-from bench.e2e.measure import Run
+from bench.e2e.cells import Cell, Prompts, routed_cell
+from bench.e2e.gate import Gate
+from bench.e2e.measure import Engine, Run
+from bench.e2e.pairs import ensure
 from bench.e2e.random_pair import SIZES, config_of
 from bench.e2e.workload import Sequence, Workload
+from bench.peers.base import Pool
 
 CONFIGS = [config_of(s) for s in SIZES["tiny"][:2]]
 CEILING = {"bytes_per_second": 1e9, "flops": 1e9}
@@ -46,7 +52,8 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main([*argv.split(), "--curves", ",".join(curves), "--out", str(out)])
     found = last_line(capsys)
     assert set(found["curves"]) == set(curves) and set(found["bounds"]) == {*curves, "memory"}
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    if importlib.util.find_spec("matplotlib"):
+        assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     per_token = {c: [p["forward_flops_per_token"] for p in points] for c, points in found["curves"].items()}
     assert per_token["switch"] == sorted(per_token["switch"]) and per_token["group"][0] > per_token["group"][-1]
     kv = [p["kv_mb_peak"] for p in found["curves"]["concurrency"]]
@@ -57,6 +64,37 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def fake(work: Workload, seconds: float, **extra: object) -> Run:
     outcome = {"seconds": seconds, "step_seconds": [seconds] * 3, "forward_tokens": None, "extra": extra}
     return Run(work, outcome, 1 << 20)
+
+
+class Scripted:
+    """Answers like a worker's, from a list."""
+
+    def __init__(self, tokens: list[list[list[int]]]) -> None:
+        self.tokens, self.closed = tokens, False
+
+    def run(self, work: Workload) -> dict:
+        outcome = {"seconds": 1.0, "tokens": self.tokens.pop(0), "step_seconds": [1.0]}
+        return {"outcome": outcome, "peak_rss": 1, "peak_device": 0}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_engine_that_writes_something_else_is_left_out() -> None:
+    pair = ensure("tiny")
+    work = routed_cell(Prompts(pair), concurrency=2, switch=0.5, prompt=12, new=20, queries=2).make(0)
+    peer = importlib.import_module("bench.peers.hf_reprefill").PEER()
+    peer.load(Pool(random=pair.random, dtype="float32", threads=1))
+    right = peer.run(work).tokens
+    wrong = [[*right[0][:5], (right[0][5] + 1) % 512, *right[0][6:]], right[1]]
+    engines = [Engine("hf_cached", Scripted([right])), Engine("roro_fast", Scripted([wrong]))]  # type: ignore[arg-type]
+    bench = measure.Bench(engines, 1, 0.5, lambda line: None)
+    warm = bench.round([Cell(work.name, "routed", lambda n: work)], 0, keep=False)
+    assert set(bench.runs[work.name]) == {"hf_cached", "roro_fast"}  # both took longer than cell_seconds
+    checks = rollout.gated(bench, Gate(pair, "float32", "cpu", 1), warm[work.name], 2)
+    assert checks["hf_cached"]["ok"] and not checks["roro_fast"]["ok"]
+    assert [e.name for e in bench.alive()] == ["hf_cached"] and engines[1].remote.closed  # type: ignore[attr-defined]
+    assert set(bench.runs[work.name]) == {"hf_cached"}
 
 
 def test_ratios_pair_the_rounds() -> None:
