@@ -86,6 +86,22 @@ def test_the_twin_is_a_fair_test() -> None:
     assert (first - second).abs().max() > 1
 
 
+def test_recorded_keys_are_those_of_position_0() -> None:
+    """In the first layer they depend on the token alone; everywhere they are a cold prefill's, turned back."""
+    model, texts = pool()[0], [[7] * 9, prompt(1, 40), [7, 9, 7]]
+    kv = projecting.record_kv(model, texts)
+    assert kv.cu_seqlens.tolist() == [0, 9, 49, 52] and kv.keys.shape == (52, 2, 64)
+    first = kv.keys[[*range(9), 49, 51], 0]
+    torch.testing.assert_close(first, first[:1].expand_as(first), rtol=0, atol=1e-12)
+    for i, ids in enumerate(texts):
+        cold = cold_kv(model, ids)
+        keys = torch.stack([k @ torch.linalg.inv(rotation(model, n)).T for n, k in enumerate(cold[:, :, 0])])
+        begin = int(kv.cu_seqlens[i])
+        torch.testing.assert_close(kv.keys[begin : begin + len(ids)], keys.flatten(2), rtol=0, atol=1e-12)
+        values = cold[:, :, 1].flatten(2)
+        torch.testing.assert_close(kv.values[begin : begin + len(ids)], values, rtol=0, atol=1e-12)
+
+
 def test_an_exact_map_is_found() -> None:
     for p in maps().values():
         assert p.maps.layers.flatten().tolist() == [0, 1] and np.max(p.fit["error"]) < 1e-9
