@@ -17,14 +17,13 @@ RATIOS = {
 }
 PLAIN = {"decode_1": 1.0, f"decode_{BATCH}": 1.5, "prefill": 1 / 0.7, "warm": 1.0}  # how much faster than the best peer
 NANO_RATE, NANO_RATIO = 20_000.0, 15.0  # at 256 in flight
+GPU_CEILING, GPU_RATIO = 0.7, 3.0  # the random Qwen3 pair, 64 in flight
 BANDWIDTH, OVERHEAD, EXTRA_FLOPS = 0.8, 0.05, 0.15
 
 
 def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
     """[{"what", "wanted", "got", "reached"}]; empty for pairs and devices that promise nothing here."""
     out: list[dict[str, Any]] = []
-    if found["device"] != "cpu":
-        return out
 
     def at_least(what: str, got: float, wanted: float) -> None:
         out.append({"what": what, "wanted": f">= {wanted:.4g}", "got": round(got, 3), "reached": got >= wanted})
@@ -33,6 +32,12 @@ def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
         out.append({"what": what, "wanted": f"<= {wanted:.4g}", "got": round(got, 4), "reached": got <= wanted})
 
     main = found["workloads"][found["main"]]["engines"]
+    if found["device"] != "cpu":
+        if found["pair"] == "qwen3" and OURS in main:
+            at_least("share of the ceiling", main[OURS]["fraction_of_ceiling"], GPU_CEILING)
+            for peer in (p for p in main if "ours_over_this" in main[p]):
+                at_least(f"answers/s over {peer}", main[peer]["ours_over_this"], GPU_RATIO)
+        return out
     if found["pair"] == "nano":
         if OURS in main:
             at_least("nano tokens/s", main[OURS]["tokens_per_second"], NANO_RATE)

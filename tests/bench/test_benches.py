@@ -158,4 +158,7 @@ def test_targets_judge_only_what_was_measured() -> None:
         "decode_1 of the read bandwidth": False,
     }  # fmt: skip
     assert targets.judged(found | {"device": "cuda"}) == []
+    engines["roro_fast"]["fraction_of_ceiling"] = 0.71
+    gpu = targets.judged(found | {"device": "cuda", "pair": "qwen3"})
+    assert [t["reached"] for t in gpu] == [True, True, False]
     assert [t["reached"] for t in targets.judged(found | {"pair": "nano"})] == [False]
