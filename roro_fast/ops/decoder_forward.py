@@ -9,7 +9,9 @@ the same places and a few more. Rows do not depend on the batch they are in, see
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,63 +24,85 @@ from roro_fast.ops.registry import Implementation, register, requested
 PARTS = ("norm_rope_store", "add_rms_norm", "silu_mul", "paged_attention", "linear")
 DTYPES = (torch.float32, torch.bfloat16)
 
-_packed: WeakKeyDictionary[nn.Module, PackedDecoder] = WeakKeyDictionary()
+T = TypeVar("T")
+_version = attrgetter("_version")
 _lock = threading.Lock()
 
 
-class PackedDecoder:
-    """The packed weights of one model and what they were packed from. They take as much memory as the model's own."""
+class Packed(Generic[T]):
+    """Packed weights of some modules, and whether these have changed since. They take memory of their own."""
 
-    def __init__(self, model: Any) -> None:
-        self._parameters = [(m._parameters, name) for m in model.modules() for name in m._parameters]
-        self._seen: list[tuple[int, int, int]] = []
-        self.layers: torch.Tensor
-        self.head: PackedLinear
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._owners = [(m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None]
+        self._seen: tuple[list[int], list[int]] | None = None
+        self._kept: list[torch.Tensor] = []
+        self.weights: T
 
-    def fill(self, model: Any) -> None:
-        seen = self._fingerprint()
-        c = model.config
-        sizes = c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size
-        flags = c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm
+    def fill(self, pack: Callable[[], T]) -> None:
+        seen, kept = self._fingerprint(), self._parameters()
         with torch.no_grad():
-            layers = native.call("decoder_new", model.norm.weight, *sizes, *flags, c.rms_norm_eps)
-            for i, layer in enumerate(model.layers):
-                norms = layer.qk_weights
-                native.call(
-                    "decoder_set_layer", layers, i, layer.input_norm.weight, layer.qkv.weight, layer.qkv.bias, *norms,
-                    layer.o.weight, layer.o.bias, layer.post_norm.weight, layer.gate_up.weight, layer.gate_up.bias,
-                    layer.down.weight, layer.down.bias,
-                )  # fmt: skip
-            self.head = pack_linear(model.head.weight, model.head.bias)
-        self.layers, self._seen = layers, seen
+            self.weights = pack()
+        self._seen, self._kept = seen, kept  # kept alive: no new parameter can come to lie where an old one was
 
     def stale(self) -> bool:
         return self._seen != self._fingerprint()
 
-    def _fingerprint(self) -> list[tuple[int, int, int]]:
-        """Changes when a parameter is replaced, moved or written in place."""
-        return [
-            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version)
-            for p in [parameters[name] for parameters, name in self._parameters]
-            if p is not None
-        ]
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameters[name] for parameters, name in self._owners]  # type: ignore[misc]
+
+    def _fingerprint(self) -> tuple[list[int], list[int]]:
+        """Changes when a parameter is replaced, moved or written in place; 0.1 us per parameter."""
+        now = self._parameters()
+        try:
+            versions = list(map(_version, now))
+        except RuntimeError:  # made in inference mode: writes are not counted
+            versions = []
+        return list(map(torch.Tensor.data_ptr, now)), versions
 
 
-def packed(model: nn.Module) -> PackedDecoder:
-    """The model's packed weights, packed again when a parameter has changed since."""
-    found = _packed.get(model)
+_layers: WeakKeyDictionary[nn.Module, Packed[torch.Tensor]] = WeakKeyDictionary()
+_heads: WeakKeyDictionary[nn.Module, Packed[PackedLinear]] = WeakKeyDictionary()
+
+
+def packed_layers(model: Any) -> torch.Tensor:
+    """All layers and the final norm in one block; packed again when a parameter has changed since."""
+    found = _layers.get(model)
     if found is None or found.stale():
         with _lock:
-            found = _packed.get(model) or PackedDecoder(model)
+            found = _layers.get(model) or Packed([model.norm, *model.layers.modules()])
             if found.stale():
-                found.fill(model)
-            _packed[model] = found
-    return found
+                found.fill(lambda: _pack_layers(model))
+            _layers[model] = found
+    return found.weights
+
+
+def _pack_layers(model: Any) -> torch.Tensor:
+    c = model.config
+    sizes = c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size
+    flags = c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm
+    layers: torch.Tensor = native.call("decoder_new", model.norm.weight, *sizes, *flags, c.rms_norm_eps)
+    for i, layer in enumerate(model.layers):
+        products = [t for m in (layer.o, layer.gate_up, layer.down) for t in (m.weight, m.bias)]
+        attention = layer.input_norm.weight, layer.qkv.weight, layer.qkv.bias, *layer.qk_weights, *products[:2]
+        native.call("decoder_set_layer", layers, i, *attention, layer.post_norm.weight, *products[2:])
+    return layers
+
+
+def packed_head(model: Any) -> PackedLinear:
+    found = _heads.get(model)
+    if found is None or found.stale():
+        with _lock:
+            found = _heads.get(model) or Packed([model.head])
+            if found.stale():
+                found.fill(lambda: pack_linear(model.head.weight, model.head.bias))
+            _heads[model] = found
+    return found.weights
 
 
 def forget(model: nn.Module) -> None:
     """Pack again at the next call: for changes that torch does not count, such as writes through `.data`."""
-    _packed.pop(model, None)
+    _layers.pop(model, None)
+    _heads.pop(model, None)
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -94,7 +118,7 @@ def cpu(model: Any, batch: Any) -> torch.Tensor:
     """csrc/cpu/decoder.cpp"""
     shared = (None, None, None) if batch.prefix is None else batch.prefix
     hidden: torch.Tensor = native.call(
-        "decoder_forward", packed(model).layers, model.embed.weight, model.cos, model.sin, batch.ids, batch.positions,
+        "decoder_forward", packed_layers(model), model.embed.weight, model.cos, model.sin, batch.ids, batch.positions,
         batch.slots, batch.pages, batch.page_table, batch.kv_lens, batch.cu_seqlens, *shared,
     )  # fmt: skip
     return hidden
@@ -102,7 +126,7 @@ def cpu(model: Any, batch: Any) -> torch.Tensor:
 
 @torch.inference_mode()
 def logits_cpu(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return linear(hidden, packed(model).head, out_dtype=torch.float32, impl="cpu")
+    return linear(hidden, packed_head(model), out_dtype=torch.float32, impl="cpu")
 
 
 register(Implementation("decoder_forward", "cpu", cpu, usable, native.PRIORITY, auto_on=("cpu",)))

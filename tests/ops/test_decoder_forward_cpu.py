@@ -132,6 +132,11 @@ def test_changed_weights_are_packed_again(model: Decoder) -> None:
     model.norm.weight.data.mul_(2)
     decoder_forward.forget(model)
     assert torch.equal(prefill(model), fresh())
+    with torch.inference_mode():
+        model.layers[2].qkv = copy.deepcopy(model.layers[2].qkv)
+        model.layers[2].qkv.weight = torch.nn.Parameter(-model.layers[2].qkv.weight, requires_grad=False)
+    decoder_forward.forget(model)
+    assert torch.equal(prefill(model), fresh())
     hidden = torch.randn(3, model.config.hidden_size)
     before = logits(model, hidden)
     with torch.no_grad():
@@ -143,7 +148,7 @@ def test_changed_weights_are_packed_again(model: Decoder) -> None:
 def test_packed_weights_go_with_the_model(tmp_path: Path) -> None:
     model = load(tmp_path, "qwen3")
     prefill(model)
-    packed = weakref.ref(decoder_forward.packed(model))
+    packed = weakref.ref(decoder_forward._layers[model])
     del model
     gc.collect()
     assert packed() is None
@@ -174,7 +179,7 @@ def test_bad_input_is_named(message: str, model: Decoder) -> None:
 
 
 def arguments(model: Decoder, b: PagedBatch) -> tuple[torch.Tensor | None, ...]:
-    packed = decoder_forward.packed(model).layers
+    packed = decoder_forward.packed_layers(model)
     return packed, model.embed.weight.detach(), model.cos, model.sin, b.ids, b.positions, b.slots, *b[3:7], *[None] * 3
 
 
