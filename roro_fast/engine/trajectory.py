@@ -48,6 +48,7 @@ class Cost:
     generated_flops: 2N per token kept in the final answer (the papers' count).
     total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens
         that came from the prefix cache (`cached_tokens`) count as if run alone, so that a cost is the answer's own.
+        Tokens whose KV was projected instead count with what the map costs.
     seconds: wall clock from admission to finish.
     price: what the answer costs by a price table, filled by whoever has one; None without.
     """
@@ -69,6 +70,7 @@ class Trajectory:
 
     `finish_reason`: "eos", "length" (token cap), "steps" (step cap), "context" (context full), "nan", "refused".
     `arm` names the collection strategy or policy, `sample` the index within the query's group.
+    An engine with projections adds `approximate`, `projected_tokens` (per model) and `projection_flops` to `meta`.
     """
 
     query_id: str

@@ -119,6 +119,7 @@ CHUNKED = {"page_size": 3, "max_batch_tokens": 9}
         ("next", True, CHUNKED),
         ("regenerate", False, CHUNKED),
         ("regenerate", True, {}),
+        ("next", True, {"overlap": True, "graphs": True}),
     ],
 )
 def test_the_engine_writes_what_exact_catch_up_writes(space: str, scout: bool, settings: dict[str, int]) -> None:
@@ -356,6 +357,19 @@ def test_a_saved_map_is_the_same_map(tmp_path: Any) -> None:
         KVProjection.load(tmp_path / "map")
     with pytest.raises(CheckpointError, match="no config.json"):
         KVProjection.load(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_too() -> None:
+    models = [copy.deepcopy(m).to("cuda", torch.float32) for m in pool()]
+    found = {}
+    for i, j in ((0, 1), (1, 0)):
+        fitted = projecting.fit(models[i], models[j], TEXTS, ProjectionConfig(sources=1))
+        found[i, j] = projecting.gate(fitted, models[i], models[j], HELD_OUT, max_kl=1e-5)
+    done = run(pairs.engine(models, projections=found), requests(12, temperature=0.0), Drawn("regenerate", True))
+    assert sum(sum(t.meta["projected_tokens"]) for t in done.values()) > 200
+    for t in done.values():
+        pairs.audit(pairs.engine(pool()), t, greedy=True)
 
 
 def test_nothing_is_left_of_a_cancelled_rollout() -> None:

@@ -37,6 +37,7 @@ def fit(source: Decoder, target: Decoder, texts: Tokens, config: ProjectionConfi
     if len(texts) < 2:
         raise DataError(f"texts: {len(texts)} given; fitting and validation need one each at least")
     x, y = record_kv(source, texts), record_kv(target, texts)
+    x = x._replace(keys=x.keys.to(y.keys.device), values=x.values.to(y.keys.device))
     held = _held_out(y, max(1, round(config.validation * len(texts))), seed)
     problems = [_Regression(x[kv], y[kv], held, tuple(config.ridge)) for kv in (0, 1)]
     sources = min(config.sources, source.config.num_layers)
