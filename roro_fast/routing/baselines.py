@@ -56,15 +56,23 @@ class ConfidenceThreshold:
 
     action_space = "regenerate"
     needs_scout = False
+    step_tokens = 0
+    name = "confidence"
 
     def __init__(self, threshold: float, score: str = "min") -> None:
         if score not in ("mean", "min"):
             raise ConfigError(f"confidence.score: {score!r}; use 'mean' or 'min'")
-        self.threshold, self.score, self.name = threshold, score, "confidence"
+        self.threshold, self.of = threshold, score
+
+    def score(self, batch: BoundaryBatch) -> torch.Tensor:
+        return (batch.mean_logprob if self.of == "mean" else batch.min_logprob).exp()
 
     def decide(self, batch: BoundaryBatch) -> Decisions:
-        logprob = batch.mean_logprob if self.score == "mean" else batch.min_logprob
-        return decisions(logprob.exp() < self.threshold, batch)
+        return decisions(self.score(batch) < self.threshold, batch)
+
+    def at(self, threshold: float) -> ConfidenceThreshold:
+        """The same rule with another threshold."""
+        return ConfidenceThreshold(threshold, self.of)
 
 
 class Oracle:

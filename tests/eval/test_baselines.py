@@ -10,11 +10,12 @@ import pytest
 
 from roro_fast.config import BASELINE_ARMS, EVAL_ARMS
 from roro_fast.config_io import load_config
+from roro_fast.engine import Request
 from roro_fast.errors import ConfigError
 from roro_fast.eval.baselines import BUILDERS, Fitting, distinct, nearest
 from roro_fast.eval.records import load_points
 from roro_fast.eval.stages import evaluate
-from roro_fast.eval.sweep import Runner, baseline_settings
+from roro_fast.eval.sweep import Runner, baseline_settings, step_limits
 from roro_fast.routing.scoring import METER
 from roro_fast.runs import RunDirectory
 from roro_fast.train.context import Context
@@ -52,7 +53,11 @@ def test_each_baseline_end_to_end(arm: str) -> None:
     assert points[-1].correct.mean() > small.correct.mean()
     asked = next(iter(f.calibrate.trajectories(settings[1][1], arm)))
     flops = asked.meta[METER]["flops"]
-    assert (flops > 0) == (arm in SCORED) and asked.cost.total_flops > flops + asked.cost.generated_flops
+    query, ids = f.calibrate.prompts[0]
+    limits = {**f.calibrate.limits, **step_limits(settings[1][1], f.calibrate.limits)}
+    (unmetered,) = f.bench.engine.rollout([Request(ids, query=query, policy=settings[1][1], **limits)])
+    assert (flops > 0) == (arm in SCORED) and asked.token_ids == unmetered.token_ids
+    assert asked.cost.total_flops == pytest.approx(unmetered.cost.total_flops + flops)
     if arm == "r2r":
         assert len(asked.decisions) == len(asked.token_ids)
 

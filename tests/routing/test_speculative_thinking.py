@@ -28,6 +28,8 @@ def test_a_hand_over_lasts_its_steps() -> None:
     plain = [traced("go on|go on|go on|go on|go on", actions=[a]) for a in ([0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1])]
     assert [policy.decide(b).actions.item() for b in plain] == [1, 1, 0]
     assert SpeculativeThinking(handover=1).decide(plain[0]).actions.tolist() == [0]
+    fired_again = traced("go on|go on|go on|go on", actions=[[1, 1, 1]])
+    assert SpeculativeThinking(handover=2).decide(fired_again).actions.tolist() == [1], "the third began another"
     with pytest.raises(ConfigError, match="handover"):
         SpeculativeThinking(handover=0)
 
