@@ -1,9 +1,7 @@
 // Compiles the file RORO_KERNEL once per vector instruction set, each in a namespace of its own. No include guard.
-// The target pragmas replace -march, so that one binary runs everywhere. Standard headers must come before.
+// RORO_WITH_BF16 asks for avx512_bf16 too, whose stores of bf16 take one instruction. Standard headers must come before.
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "cpu/target.h"
 
 #define RORO_WIDTH 4
 namespace roro::cpu::scalar {
@@ -14,48 +12,41 @@ namespace roro::cpu::scalar {
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+RORO_BEGIN_TARGET(RORO_AVX2)
 #define RORO_WIDTH 8
 namespace roro::cpu::avx2 {
 #include "cpu/vec.h"
 #include RORO_KERNEL
 }  // namespace roro::cpu::avx2
 #undef RORO_WIDTH
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+RORO_END_TARGET
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
-#endif
 #define RORO_WIDTH 16
+RORO_BEGIN_TARGET(RORO_AVX512)
 namespace roro::cpu::avx512 {
 #include "cpu/vec.h"
 #include RORO_KERNEL
 }  // namespace roro::cpu::avx512
-#undef RORO_WIDTH
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
+RORO_END_TARGET
+
+#if defined(RORO_WITH_BF16)
+#define RORO_NATIVE_BF16
+RORO_BEGIN_TARGET(RORO_AVX512_BF16)
+namespace roro::cpu::avx512_bf16 {
+#include "cpu/vec.h"
+#include RORO_KERNEL
+}  // namespace roro::cpu::avx512_bf16
+RORO_END_TARGET
+#undef RORO_NATIVE_BF16
 #endif
+#undef RORO_WIDTH
 
 #else
 
 namespace roro::cpu {
 namespace avx2 = scalar;
 namespace avx512 = scalar;
+namespace avx512_bf16 = scalar;
 }  // namespace roro::cpu
 
 #endif

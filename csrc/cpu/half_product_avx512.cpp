@@ -1,16 +1,16 @@
 #include "cpu/half_product.h"
 
+#include "cpu/target.h"
+
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#define RORO_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+RORO_BEGIN_TARGET(RORO_AVX512_BF16)
 
 namespace roro::cpu {
 namespace {
 
 template <int MR, int NV>
-RORO_BF16 void tile(const HalfProduct& p, std::int64_t row) {
+void tile(const HalfProduct& p, std::int64_t row) {
   __m512 c[MR][NV];
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NV; ++j) {
@@ -35,7 +35,7 @@ RORO_BF16 void tile(const HalfProduct& p, std::int64_t row) {
 }
 
 template <int NV>
-RORO_BF16 void tiles(const HalfProduct& p) {
+void tiles(const HalfProduct& p) {
   std::int64_t row = 0;
   for (; row + 6 <= p.rows; row += 6) tile<6, NV>(p, row);
   switch (p.rows - row) {
@@ -59,7 +59,7 @@ void half_product_avx512(const HalfProduct& p) {
   }
 }
 
-RORO_BF16 float half_squares(const bf16* x, std::int64_t n) {
+float half_squares(const bf16* x, std::int64_t n) {
   __m512 a = _mm512_setzero_ps(), b = a;
   std::int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
@@ -81,6 +81,8 @@ RORO_BF16 float half_squares(const bf16* x, std::int64_t n) {
 }
 
 }  // namespace roro::cpu
+
+RORO_END_TARGET
 
 #else
 

@@ -25,4 +25,11 @@ F pick(F scalar, F avx2, F avx512) {
   return i >= Isa::avx512 && i != Isa::amx_emulated ? avx512 : i == Isa::avx2 ? avx2 : scalar;
 }
 
+// And one with the conversions of AVX512-BF16.
+template <typename F>
+F pick(F scalar, F avx2, F avx512, F avx512_bf16) {
+  const Isa i = isa();
+  return i >= Isa::avx512_bf16 && i != Isa::amx_emulated ? avx512_bf16 : pick(scalar, avx2, avx512);
+}
+
 }  // namespace roro::cpu

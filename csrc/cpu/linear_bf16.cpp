@@ -1,21 +1,14 @@
 // bf16 rows times panels by the pairwise dot product of AVX512-BF16.
 #include "cpu/linear.h"
 #include "cpu/linear_tile.h"
+#include "cpu/target.h"
 
 #if defined(__x86_64__)
-
-#include <immintrin.h>
 
 #define RORO_WIDTH 16
 #define RORO_NATIVE_BF16
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
-#endif
+RORO_BEGIN_TARGET(RORO_AVX512_BF16)
 
 namespace roro::cpu {
 namespace avx512_bf16 {
@@ -81,11 +74,7 @@ void linear_finish_avx512_bf16(const LinearArgs& a, const float* bias, std::int6
 
 }  // namespace roro::cpu
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+RORO_END_TARGET
 
 #else
 

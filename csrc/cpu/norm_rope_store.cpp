@@ -4,7 +4,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
+#define RORO_WITH_BF16
 #define RORO_KERNEL "cpu/norm_rope_store_kernel.h"
 #include "cpu/foreach_isa.h"
 
@@ -26,16 +28,16 @@ void run(void (*kernel)(const Args&, std::int64_t, std::int64_t), const Args& a,
 }  // namespace
 
 void norm_rope_store(const NormRopeArgs& a, std::int64_t tokens, int threads) {
-  const auto kernel = pick(scalar::norm_rope, avx2::norm_rope, avx512::norm_rope);
+  const auto kernel = pick(scalar::norm_rope, avx2::norm_rope, avx512::norm_rope, avx512_bf16::norm_rope);
   run(kernel, a, tokens, (a.heads + 2 * a.kv_heads) * a.dim, threads);
 }
 
 void add_rms_norm(const AddNormArgs& a, std::int64_t tokens, int threads) {
-  run(pick(scalar::add_norm, avx2::add_norm, avx512::add_norm), a, tokens, a.width, threads);
+  run(pick(scalar::add_norm, avx2::add_norm, avx512::add_norm, avx512_bf16::add_norm), a, tokens, a.width, threads);
 }
 
 void silu_mul(const SiluMulArgs& a, std::int64_t tokens, int threads) {
-  run(pick(scalar::gated, avx2::gated, avx512::gated), a, tokens, a.width, threads);
+  run(pick(scalar::gated, avx2::gated, avx512::gated, avx512_bf16::gated), a, tokens, a.width, threads);
 }
 
 }  // namespace roro::cpu

@@ -32,26 +32,24 @@ RORO_INLINE vu load_wide(const bf16* p) {
 
 RORO_INLINE vf load(const bf16* p) { return (vf)(load_wide(p) << 16); }
 
-RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
-
-#if defined(RORO_NATIVE_BF16)
-
-// Denormals become 0, which the portable one below keeps.
-RORO_INLINE void store(bf16* p, vf v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
-}
-
+// To bf16, to nearest even.
+RORO_INLINE vh bf16_bits(vf v) {
+#if defined(RORO_NATIVE_BF16)  // denormals become 0, which the portable code keeps
+  return (vh)_mm512_cvtneps_pbh((__m512)v);
 #else
-
-RORO_INLINE void store(bf16* p, vf v) {
   const vu bits = (vu)v;
   const vu even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const vu nan = (bits >> 16) | 0x40;
-  const vh h = __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
-  __builtin_memcpy(p, &h, sizeof h);
+  return __builtin_convertvector((vu)(v != v ? (vi)nan : (vi)even), vh);
+#endif
 }
 
-#endif
+RORO_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+RORO_INLINE void store(bf16* p, vf v) {
+  const vh h = bf16_bits(v);
+  __builtin_memcpy(p, &h, sizeof h);
+}
 
 #if RORO_WIDTH == 16
 
@@ -70,9 +68,7 @@ RORO_INLINE vf load_some(const bf16* p, std::int64_t n, float fill = 0.0f) {
 RORO_INLINE void store_some(float* p, vf v, std::int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), (__m512)v); }
 
 RORO_INLINE void store_some(bf16* p, vf v, std::int64_t n) {
-  bf16 part[W];
-  store(part, v);
-  _mm256_mask_storeu_epi16(p, lanes(n), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part)));
+  _mm256_mask_storeu_epi16(p, lanes(n), (__m256i)bf16_bits(v));
 }
 
 #else
