@@ -12,10 +12,13 @@ from transformers import Qwen3Config, Qwen3ForTokenClassification
 from roro_fast.config_io import load_config
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.eval.prm import load_scorer, prm, rating
+from roro_fast.eval.sweep import Runner
 from roro_fast.models import nano_tokenizer
 from roro_fast.routing.probe import ProbeScorer
+from roro_fast.routing.rsd import RSD
 from roro_fast.routing.scorers import ClassifierScorer, VerdictScorer
-from roro_fast.routing.scoring import Trace
+from roro_fast.routing.scoring import METER, Trace
+from roro_fast.routing.spec_reason import SpecReason
 from roro_fast.train.setup import Workbench
 from tests.tiny import save_pair
 
@@ -56,6 +59,25 @@ def test_kinds_of_directories(tmp_path: Path) -> None:
     assert 0 < verdict.score([TRACE])[0].values[0] < 1
     small, _ = save_pair(tmp_path / "lm")
     assert isinstance(load_scorer(str(small), bench()), VerdictScorer)
+
+
+def test_plugged_in_models_route_real_answers(tmp_path: Path) -> None:
+    nano_tokenizer.save(tmp_path)
+    c = Qwen3Config(vocab_size=223, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                    num_key_value_heads=1, head_dim=8, max_position_embeddings=256, num_labels=1)  # fmt: skip
+    Qwen3ForTokenClassification(c).save_pretrained(tmp_path)
+    b = bench()
+    prompts = [(q, b.encode(q)) for q in b.queries("calibrate", 3)]
+    digits = [f" {k}" for k in range(10)]
+    rater = VerdictScorer(
+        b.models[1], b.tokenizer, labels=digits, values=[k / 9 for k in range(10)], question=" at most"
+    )
+    for policy in (RSD(load_scorer(str(tmp_path), b), 0.5), SpecReason(rater, 4.5)):
+        done = Runner(b.engine, b.task, prompts, {"max_new_tokens": 64, "max_steps": 8}).trajectories(policy, "x")
+        for t in done:
+            scores = [d.features[0] for d in t.decisions if d.features]
+            assert len(scores) == len(t.steps) and [s < policy.threshold for s in scores] == [m > 0 for m in t.models]
+            assert t.meta[METER]["flops"] > 0 and t.meta[METER]["tokens"] > len(t.prompt_ids) + len(t.token_ids)
 
 
 def test_what_is_no_scorer_is_refused_by_name(tmp_path: Path) -> None:
