@@ -244,6 +244,24 @@ def test_the_prefix_cache_holds_exact_pages_only() -> None:
         assert without_cost(t) == without_cost(exact[i])
 
 
+def test_answers_and_costs_do_not_depend_on_the_batch() -> None:
+    """With maps that do harm: what others left in the prefix cache must not decide how much of it an answer gets."""
+    found = {(0, 1): bad(0, 1), (1, 0): bad(1, 0)}
+    rows = [
+        Request(prompt(77, 21), sample=i, max_new_tokens=20, max_step_tokens=4, temperature=1.0, tag={"id": i})
+        for i in range(8)
+    ]
+    together = engine(found, page_size=4)
+    for _ in range(2):
+        done = {t.meta["id"]: t for t in together.rollout(rows, Drawn("next", True))}
+        for i, t in done.items():
+            alone = run(engine(found, page_size=4), [rows[i]], Drawn("next", True))[i]
+            assert without_cost(t) == without_cost(alone) and t.meta == alone.meta
+            assert t.cost.total_flops == alone.cost.total_flops
+            assert t.cost.forward_tokens == alone.cost.forward_tokens
+    assert together.kv.stats.hit_tokens > 0
+
+
 def test_new_weights_end_a_map() -> None:
     e = engine()
     e.update_weights(1)

@@ -30,9 +30,9 @@ class _Route(NamedTuple):
 class ProjectedCatchUp:
     """Fills the KV a model is missing before its forward is scheduled; the last token always runs for real.
 
-    What is projected is never entered into the prefix cache and never takes memory from anybody; where there is none,
-    or no source has seen the tokens, the exact catch-up does it all. After `StepEngine.update_weights` of either model
-    a map is not used any more. Arrays are indexed by slot like `Slots`.
+    What is projected never enters the prefix cache, and pages from there do not replace it, so that an answer depends
+    on its own sequence only. Where memory is short or no source has seen the tokens, the exact catch-up does it all.
+    After `StepEngine.update_weights` of either model a map is not used any more. Arrays are indexed by slot.
     """
 
     def __init__(self, models: list[Decoder], kv: KVCache, slots: Slots, projections: Projections) -> None:
@@ -100,18 +100,8 @@ class ProjectedCatchUp:
             self._approximate[mine] = True
 
     def _reserve(self, m: int, s: int, upto: int) -> bool:
-        """Private pages for tokens [kv_len, upto) of slot s; exact pages of the prefix cache are taken first."""
-        kv, slots = self.kv, self.slots
-        if kv.num_pages[m, s] == 0:
-            tokens = slots.tokens[s, : slots.length[s]]
-            chain = kv.chain(m, tokens)
-            hits = kv.find_prefix(m, chain, tokens)
-            if len(hits) * kv.page_size >= upto:
-                return False
-            if hits:
-                kv.attach_prefix(m, s, chain, hits)
-                if not slots.forward_tokens[m, s]:
-                    slots.charge_cached(m, s, len(hits) * kv.page_size)
+        """Private pages for tokens [kv_len, upto) of slot s. False if memory is short; nobody has to give any back."""
+        kv = self.kv
         if kv.shared[m, s] and not kv.make_writable(m, s, int(kv.kv_len[m, s]), upto):
             return False
         need = int(kv.missing(m, np.array([s]), np.array([upto]))[0])
