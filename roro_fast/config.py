@@ -20,7 +20,7 @@ PROCESS_REWARDS = ("judge", "none", "formula", "fixed_rubric", "random_rubric", 
 COLLECT_ARMS = ("all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical", "policy")
 BASELINE_ARMS = (
     "trim_thr", "trim_agg", "trim_pomdp", "policy_guided", "policy_guided_regenerate", "steer", "steer_regenerate",
-    "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r",
+    "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r", "oracle_next",
 )  # fmt: skip
 SUITE_ARMS = ("all_small", "all_large", "random", "confidence", *BASELINE_ARMS)
 EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro", *BASELINE_ARMS)

@@ -33,7 +33,7 @@ from roro_fast.train.setup import Workbench
 
 ANCHORS = ("all_small", "all_large")
 PLAIN = ("random", "confidence", "oracle")
-DETERMINISTIC = (*ANCHORS, "oracle")  # one seed stands for all
+DETERMINISTIC = (*ANCHORS, "oracle", "oracle_next")  # one seed stands for all
 REFERENCES = ("random", "confidence")
 TRAIN, CALIBRATE = 200, 60
 RESULT = Path(__file__).parents[1] / "results" / "baselines_nano.json"

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from roro_fast.engine import RoutingPolicy, Trajectory
+from roro_fast.engine import RoutingPolicy, StepEngine, Trajectory
 from roro_fast.engine.score import states
 from roro_fast.eval.prm import prm, rating
 from roro_fast.eval.sweep import Runner, Setting
@@ -17,6 +17,7 @@ from roro_fast.routing import Constant
 from roro_fast.routing.calibrate import fit_biases
 from roro_fast.routing.glimp import GlimpRouter
 from roro_fast.routing.neural import NeuralRouter
+from roro_fast.routing.oracle_next import OracleNext
 from roro_fast.routing.policy_guided import PolicyGuided
 from roro_fast.routing.r2r import R2R, fit, token_features
 from roro_fast.routing.rsd import RSD
@@ -173,6 +174,12 @@ def r2r(f: Fitting) -> list[Setting]:
     return f.at_budgets(router)
 
 
+def oracle_next(f: Fitting) -> list[Setting]:
+    """Nothing to fit and no budget to meet: one point."""
+    engine = StepEngine(f.bench.models[:1], f.bench.tokenizer, delimiter=f.bench.config.engine.delimiter)
+    return [(0.0, OracleNext(f.calibrate.task, engine, f.bench.encode, f.calibrate.limits["max_new_tokens"]))]
+
+
 BUILDERS: dict[str, Callable[[Fitting], list[Setting]]] = {
     "trim_thr": trim_thr,
     "trim_agg": trim_agg,
@@ -187,4 +194,5 @@ BUILDERS: dict[str, Callable[[Fitting], list[Setting]]] = {
     "rsd": rsd,
     "speculative_thinking": speculative_thinking,
     "r2r": r2r,
+    "oracle_next": oracle_next,
 }

@@ -98,6 +98,7 @@ ARMS: dict[str, Arm] = {
         Arm("speculative_thinking", "Speculative Thinking", "baseline"),
         Arm("r2r", "R2R-style, every token", "baseline"),
         Arm("oracle", "oracle", "oracle"),
+        Arm("oracle_next", "oracle (next)", "oracle"),
         Arm("outcome_only", "outcome-only GRPO", "trained"),
         Arm("roro", "RoRo", "trained"),
         Arm("fixed_rubric", "fixed rubric", "control"),
