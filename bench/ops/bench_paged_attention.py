@@ -2,7 +2,8 @@
 
     python -m bench.ops.bench_paged_attention [--seconds 1.5] [--threads 1] [--out FILE]
 
-"SDPA, gathered" is the reference with its groups made outside the timing.
+"SDPA, gathered" is the reference with its groups made outside the timing. The ceilings are timed beside it: "read"
+reads as many bytes as the keys and values have, "matmul" is a torch product of as many FLOPs in the same dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 
 import torch
 
-from bench.ops.harness import Case, arguments, run
+from bench.ops.harness import Case, arguments, multiplier, reader, run
 from roro_fast.ops.paged_attention import make_groups, paged_attention
 from tests.ops.cases import paged_attention as cases
 
@@ -24,6 +25,8 @@ SHAPES = [
     ("decode", [(1, 1024)] * 32, 16, 8, 128),
     ("decode and catch-up", [(1, 512)] * 24 + [(40, 512)] * 8, 9, 3, 64),
     ("prefill", [(512, 512)] * 2, 9, 3, 64),
+    ("prefill", [(800, 800)], 9, 3, 64),
+    ("catch-up", [(20, 820)], 9, 3, 64),
 ]
 SHARED = [(8, 2048, 9, 3, 64), (8, 2048, 16, 8, 128), (16, 4096, 9, 3, 64)]  # group, prefix, heads, key heads, dim
 
@@ -32,15 +35,20 @@ def case(name: str, shapes: list[tuple[int, int]], hq: int, hkv: int, dim: int, 
     c = cases.make(shapes, hq, hkv, dim, 16, dtype)
     groups = make_groups(c.page_table, c.kv_lens, c.cu_seqlens, c.k_pages)
     tokens = sum(n for _, n in shapes)
+    size = 2 * tokens * hkv * dim * dtype.itemsize
+    flops = sum(4 * dim * hq * (n * (context - n) + n * (n + 1) // 2) for n, context in shapes)
+    decode = all(n == 1 for n, _ in shapes)
     kind = str(dtype).removeprefix("torch.")
     return Case(
         name=f"{name}: {len(shapes)} sequences, {tokens} tokens, {hq}/{hkv} heads x {dim} {kind}",
         variants={
             "cpu": lambda i: paged_attention(*c.args, impl="cpu"),
             "SDPA, gathered": lambda i: paged_attention(*c.args, groups=groups, impl="reference"),
+            **({"read": reader(size)} if decode else {"matmul": multiplier(flops, dtype)}),
         },
         ours="cpu",
-        bytes=2 * tokens * hkv * dim * dtype.itemsize,
+        bytes=size,
+        flops=0 if decode else flops,
         gate=lambda: cases.check(c, paged_attention(*c.args, impl="cpu"), dtype),
         targets={"SDPA, gathered": 2.0},
     )

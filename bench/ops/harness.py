@@ -1,7 +1,8 @@
 """Timing of one op against its peers: gate first, inputs beyond the caches, variants interleaved, medians with spread.
 
 A bench gives `run` a list of cases. No time is printed when a result is wrong. The last line of stdout is one JSON
-document, also written to bench/results/ops/<op>_<device>.json or where --out says.
+document, also written to bench/results/ops/<op>_<device>.json (<op>_<device>_<threads>.json for more than one thread)
+or where --out says.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Case:
     gate: Callable[[], None]
     targets: dict[str, float] = field(default_factory=dict)  # peer -> wanted ratio
     note: str = ""
+    flops: int = 0  # of one call, 0: not what bounds it
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
@@ -61,6 +63,20 @@ def cache_bytes() -> int:
 def copies_for(size: int, limit: int = 24) -> int:
     """How many copies of an input of `size` bytes go through three times the last cache."""
     return max(1, min(limit, -(-3 * cache_bytes() // max(size, 1))))
+
+
+def reader(size: int) -> Variant:
+    """Reads `size` bytes, other ones each time while they fit three times into the last cache: the ceiling of whatever
+    reads as much."""
+    buffers = [torch.ones(max(1, size // 8), dtype=torch.int64) for _ in range(copies_for(size))]
+    return lambda i: buffers[i % len(buffers)].sum()
+
+
+def multiplier(flops: int, dtype: torch.dtype) -> Variant:
+    """A square-ish matrix product of as many FLOPs in torch: the ceiling of whatever computes as much."""
+    rows = max(16, flops // (2 * 1024 * 1024))
+    a, b = torch.randn(rows, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    return lambda i: a @ b
 
 
 def copy_bandwidth() -> float:
@@ -119,6 +135,8 @@ def summary(case: Case, times: dict[str, list[float]], bandwidth: float) -> dict
     out["share_of_copy_bandwidth"] = round(case.bytes / ours / bandwidth, 3)
     out["speedup"] = {n: round(statistics.median(t) / ours, 2) for n, t in times.items() if n != case.ours}
     out["speedup_of_bests"] = {n: round(min(t) / min(times[case.ours]), 2) for n, t in times.items() if n != case.ours}
+    if case.flops:
+        out["gflop_per_s"] = round(case.flops / ours / 1e9, 1)
     if case.targets:
         out["targets"] = case.targets
     if case.note:
@@ -157,5 +175,6 @@ def run(op: str, cases: list[Callable[[], Case]], args: argparse.Namespace, abse
         from roro_fast.ops import native
 
         document["isa"] = native.isa()
-    write_json(args.out or RESULTS / f"{op}_{args.device}.json", document)
+    threads = f"_{args.threads}" if args.threads > 1 else ""
+    write_json(args.out or RESULTS / f"{op}_{args.device}{threads}.json", document)
     print(json.dumps(document))
