@@ -169,3 +169,33 @@ def test_a_list_is_asked_for_as_a_list(override: str) -> None:
     key, _, value = override.partition("=")
     with pytest.raises(ConfigError, match=rf"{key}: is a list, got .*{value}.*; write {key}=\["):
         load_config("nano", [override])
+
+
+def test_chat_variables_add_up_over_layers_and_survive_the_disk(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("extends: nano\ntask: {chat: {enable_thinking: true, effort: low}}\n")
+    config = load_config(str(path), ["task.chat.enable_thinking=false", "task.chat.depth=3"])
+    assert config.task.chat == {"enable_thinking": False, "effort": "low", "depth": 3}
+    save_config(config, tmp_path / "again.yaml")
+    assert load_config(str(tmp_path / "again.yaml")) == config
+    assert load_config("nano").task.chat == {}
+    with pytest.raises(ConfigError, match=r"task\.chat: is a mapping, got True.*task\.chat\.<key>=<value>"):
+        load_config("nano", ["task.chat=on"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["models.prices=[1]"], "models.prices: 1 prices for 2 models"),
+        (["models.prices=[1, -1]"], "models.prices: .* negative"),
+        (["models.read_prices=[1, 1]"], "models.read_prices: needs models.prices"),
+        (["suite.arms=[all_small]"], "suite.arms: lacks 'all_large'"),
+        (["suite.arms=[all_large, oracle]"], "suite.arms: 'oracle' is not one of"),
+        (["suite.shares=[]"], "suite.shares: is empty"),
+        (["suite.thresholds=[2]"], r"suite.thresholds: 2.* is not in \[0, 1\]"),
+        (["suite.limit=-1"], "suite.limit"),
+    ],
+)
+def test_bad_prices_and_suites_name_the_key(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config("nano", override)

@@ -96,7 +96,7 @@ def benchmark(
         raise DataError(f"{entry.name}: has no test queries; choose another source")
     folder.mkdir(parents=True, exist_ok=True)
     _same_queries(folder, queries, entry.name)
-    prompts = [(q, ctx.bench.encode(q)) for q in queries]
+    prompts = [(q, ctx.bench.encode(q)) for q in ctx.bench.asked(queries)]
     limits = {k: v for k, v in ctx.limits(c.engine.temperature).items() if k != "seed"}
     runner = Runner(ctx.bench.engine, task, prompts, limits, prices=price_table(c.models))
     out = []

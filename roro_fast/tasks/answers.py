@@ -14,10 +14,10 @@ from functools import lru_cache
 
 from roro_fast.tasks import checkers
 from roro_fast.tasks.numbers import NUMBER, comparable, parse_quantity, plain, same_text, same_value
+from roro_fast.tasks.thinking import after_thinking
 
 TAIL = 20_000  # a final answer stands near the end; bounds every scan
 MAX_ANSWER = 2_000
-THINK, END_THINK = "<think>", "</think>"
 
 _HASHES = re.compile(r"####[ \t]*([-+$\\.\d\u2212][^\n]*)")  # "#### Step" is a heading
 _PHRASE = re.compile(r"\banswer\b(?:\*\*|__)?[ \t]*(?:\bis\b|:|=)[ \t]*:?[ \t]*(?=\S)", re.IGNORECASE)
@@ -36,17 +36,6 @@ class Verdict:
     correct: bool
     predicted: str | None = None
     error: str = ""
-
-
-def after_thinking(text: str) -> str:
-    """What a completion says outside of its thoughts: the text after the last `</think>`, or all of a text without one.
-
-    A thought that was begun and not ended leaves nothing: what it mentions is no answer.
-    """
-    begun, ended = text.rfind(THINK), text.rfind(END_THINK)
-    if begun > ended:
-        return ""
-    return text[ended + len(END_THINK) :] if ended >= 0 else text
 
 
 def extract_final_answer(text: str) -> str | None:

@@ -15,6 +15,7 @@ from roro_fast.errors import ConfigError, DataError
 from roro_fast.tasks.answers import check_answer
 from roro_fast.tasks.base import SPLITS, Outcome, Query
 from roro_fast.tasks.benchmark_rows import check_rows, read_jsonl
+from roro_fast.tasks.thinking import said
 
 HASH = "hash"
 ANSWER_SECONDS = 2.0
@@ -57,7 +58,7 @@ class Benchmark:
         return out if n is None else out[:n]
 
     def verify(self, query: Query, steps: Sequence[str]) -> Outcome:
-        verdict = check_answer("".join(steps), query.answer, self.timeout)
+        verdict = check_answer(said(query, steps), query.answer, self.timeout)
         return Outcome(verdict.correct, verdict.predicted, None, verdict.error)
 
 

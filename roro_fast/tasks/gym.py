@@ -15,9 +15,10 @@ from typing import Any
 
 from roro_fast.errors import ConfigError
 from roro_fast.tasks import checkers
-from roro_fast.tasks.answers import MAX_ANSWER, after_thinking, compare, extract_final_answer, marked_answer
+from roro_fast.tasks.answers import MAX_ANSWER, compare, extract_final_answer, marked_answer
 from roro_fast.tasks.base import SPLITS, Outcome, Query
 from roro_fast.tasks.benchmarks import ANSWER_SECONDS, hash_split
+from roro_fast.tasks.thinking import said
 
 PREFIX = "gym:"
 CHUNK = 256
@@ -82,7 +83,7 @@ class Gym:
         return out
 
     def verify(self, query: Query, steps: Sequence[str]) -> Outcome:
-        text = after_thinking("".join(steps))
+        text = said(query, steps)
         if _NUMBER.fullmatch(query.answer):
             answer = extract_final_answer(text)
             if answer is None:

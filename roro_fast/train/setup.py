@@ -24,7 +24,8 @@ from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
-from roro_fast.tasks.prompting import encode_prompt
+from roro_fast.tasks.prompting import RAW_TASKS, encode_prompt
+from roro_fast.tasks.thinking import in_thought, opens_thought
 
 PACKAGED = ("nano/small", "nano/large", "nano/reader")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -211,7 +212,14 @@ class Workbench:
         found = self.task.queries(split, asked, self.config.task.seed)
         if not found:
             raise ConfigError(f"task.name: {self.config.task.name!r} has no {split} queries; choose another source")
-        return found
+        return self.asked(found)
+
+    def asked(self, queries: list[Query]) -> list[Query]:
+        """The queries as this pool is asked them: marked where its chat template begins the answer inside a thought."""
+        raw = all(q.task in RAW_TASKS for q in queries)
+        if raw or not opens_thought(self.tokenizer, self.config.task.chat):
+            return queries
+        return [in_thought(q) for q in queries]
 
     def encode(self, query: Query) -> list[int]:
         """Prompt ids of a query, the tokenizer's chat template applied once.

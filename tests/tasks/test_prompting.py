@@ -79,3 +79,21 @@ def test_a_template_that_refuses_names_the_field(chat):
     chat.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(ConfigError, match="prompt: .*no system role.*drop prompt.system"):
         encode_prompt(chat, QUERY, system="S")
+
+
+def test_template_variables_are_passed_and_unknown_ones_refused(chat, plain):
+    from tests import chat as tiny
+
+    tok = tiny.tokenizer()
+    text = tok.decode(encode_prompt(tok, QUERY, instruction="", chat={"enable_thinking": False}))
+    assert text == "<|user|>What is 1 + 1?<eos><|assistant|><think>\n\n</think>\n\n"
+    thinking = tok.decode(encode_prompt(tok, QUERY, instruction="", chat={"enable_thinking": True}))
+    assert thinking == "<|user|>What is 1 + 1?<eos><|assistant|>" and thinking in text
+    with pytest.raises(ConfigError, match=r"task\.chat\.enable_thinking: .*does not read it"):
+        encode_prompt(chat, QUERY, chat={"enable_thinking": False})
+    with pytest.raises(ConfigError, match=r"task\.chat\.enable_thinking: .*is missing"):
+        encode_prompt(plain, QUERY, chat={"enable_thinking": False})
+    with pytest.raises(ConfigError, match=r"task\.chat\.add_generation_prompt: is an argument of the tokenizer"):
+        encode_prompt(tok, QUERY, chat={"add_generation_prompt": False})
+    ledger = Ledger().queries("test", 1)[0]
+    assert tok.decode(encode_prompt(tok, ledger, chat={"nonsense": 1})) == ledger.prompt

@@ -14,7 +14,10 @@ from roro_fast.config import ModelsConfig
 from roro_fast.config_io import load_config
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models.loading import load_decoder
+from roro_fast.tasks.base import Query
+from roro_fast.train import setup
 from roro_fast.train.setup import Workbench, fingerprint, load_pool, load_task, load_tokenizer, resolve_model
+from tests import chat
 from tests.tiny import overrides, save_pair, save_tiny
 
 
@@ -126,3 +129,18 @@ def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
         CheckpointError, match=r"models.paths: no directory 'nobody/nothing', .*hf download nobody/noth"
     ):
         resolve_model("nobody/nothing")
+
+
+def test_qwen3_presets_on_tiny_stand_ins(tmp_path, monkeypatch, pair):
+    """Everything of the recipe but its size and its GPU; the cross-family one is refused for its tokenizers."""
+    qwen = chat.save_pair(tmp_path, context=16384)
+    local = {"Qwen/Qwen3-1.7B": qwen[0], "Qwen/Qwen3-14B": qwen[1], "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": pair[1]}
+    monkeypatch.setattr(setup, "fetch", lambda name, key: local[name])
+    here = ["models.device=cpu", "engine.kv_bytes=64MiB", "engine.max_num_seqs=2"]
+    bench = Workbench(load_config("qwen3", here))
+    assert bench.config.models.dtype == "bfloat16" and bench.config.rubric.judge == "Qwen/Qwen3-8B"
+    text = bench.tokenizer.decode(bench.encode(Query("q", "1 + 1?", "2", "gsm8k")))
+    assert text.endswith("<|assistant|>") and "1 + 1?" in text
+    assert bench.engine.num_models == 2 and {m.dtype for m in bench.models} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="have different tokenizers; token ids cannot be handed over"):
+        load_pool(load_config("qwen3_r1", here).models)
