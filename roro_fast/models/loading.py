@@ -30,6 +30,13 @@ _FUSED = {
 _TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def hf_names(name: str) -> tuple[str, ...]:
     """The Hugging Face tensor names that make up our parameter `name` (concatenated along dim 0 when several)."""
     head, _, rest = name.partition(".")
@@ -102,6 +109,11 @@ def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "chec
                 want = (rows, *param.shape[1:])
                 if part.shape != want:
                     raise CheckpointError(f"{source}: {n} has shape {tuple(part.shape)}, config asks for {want}")
+                if part.dtype not in DTYPES:
+                    raise CheckpointError(
+                        f"{source}: {n} is {_name(part.dtype)}; only {', '.join(map(_name, DTYPES))} weights are read, "
+                        "use the checkpoint that was not quantised"
+                    )
             param.copy_(parts[0] if len(parts) == 1 else torch.cat(parts))
     if model.config.tie_embeddings:
         left.pop("lm_head.weight", None)
@@ -135,6 +147,12 @@ def load_config(directory: str | Path) -> DecoderConfig:
     family = raw.get("model_type") if isinstance(raw, dict) else None
     if family not in FAMILIES:
         raise CheckpointError(f"{source}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+    if quantised := raw.get("quantization_config"):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"{source}: quantization_config: weights quantised with {kind!r} are not supported; "
+            "use the checkpoint that was not quantised"
+        )
     try:
         hf = AutoConfig.from_pretrained(path)
     except Exception as e:  # transformers and huggingface_hub raise many unrelated types on bad fields

@@ -86,6 +86,8 @@ def merge(tensors: dict[str, torch.Tensor], directory: str | Path) -> None:
             a, b = (parts.pop(f"{_PREFIX}{module}.lora_{side}.weight") for side in "AB")
         except KeyError as e:
             raise CheckpointError(f"{path / WEIGHTS}: tensor {e.args[0]} is missing beside {name}") from None
+        if not (a.is_floating_point() and b.is_floating_point()):
+            raise CheckpointError(f"{path / WEIGHTS}: {module}: is {a.dtype} and {b.dtype}; expected float weights")
         weight = tensors.get(f"{module}.weight")
         if weight is None:
             raise CheckpointError(f"{path / WEIGHTS}: adapts {module}, which the base model does not have; wrong base?")

@@ -24,7 +24,7 @@ from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
-from roro_fast.tasks.prompting import RAW_TASKS, encode_prompt
+from roro_fast.tasks.prompting import RAW_TASKS, check_chat, encode_prompt
 from roro_fast.tasks.thinking import in_thought, opens_thought
 
 PACKAGED = ("nano/small", "nano/large", "nano/reader")
@@ -54,14 +54,22 @@ def fetch(name: str, key: str = "models.paths") -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]))
+        path = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as e:
         reason = str(e).splitlines()[0][:200]
         raise CheckpointError(
             f"{key}: no directory {name!r}, and the Hugging Face hub does not give it ({reason}); without network run "
             f"`hf download {name} --local-dir DIR` elsewhere and give DIR"
         ) from e
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{key}: {name} on the Hugging Face hub holds no safetensors, and pickled weights, which can run code when "
+            "loaded, are not fetched; choose a revision with safetensors, or convert it where you trust it with "
+            f"`AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(DIR)` and give DIR"
+        )
+    return path
 
 
 class ModelFiles(NamedTuple):
@@ -140,6 +148,12 @@ def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
         load_decoder(f.path, dtype, device, layers=n or None, base=f.weights)
         for f, device, n in zip(found, devices, layers, strict=True)
     ]
+    for model, f in zip(models, found, strict=True):
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ConfigError(
+                f"models.paths: the tokenizer of {f.tokenizer} has {tokenizer.vocab_size:,} tokens, the model "
+                f"{model.config.vocab_size:,}; they do not belong together, fetch both again"
+            )
     sizes = [m.config.num_params for m in models]
     if sizes != sorted(sizes):
         listed = ", ".join(f"{label} {n:,}" for label, n in zip(config.labels, sizes, strict=True))
@@ -181,6 +195,8 @@ class Workbench:
     @cached_property
     def pool(self) -> tuple[list[Decoder], Any]:
         models, tokenizer = load_pool(self.config.models)
+        if self.config.task.name != Ledger.name:
+            check_chat(tokenizer, self.config.task.chat)
         StepBoundary(tokenizer, self.config.engine.delimiter)
         check_context(models, self.config.engine, self.config.models.labels)
         return models, tokenizer

@@ -183,6 +183,29 @@ def test_wrong_shape(name: str, tmp_path: Path) -> None:
         load_decoder(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64])
+def test_quantised_and_other_wrong_dtypes_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    rewrite(make(tmp_path), lambda t: t.update({name: t[name].to(dtype)}))
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"{name} is {kind}; only float32, bfloat16.* not quantised"):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_float_weights_of_any_width_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    want = logits(load_decoder(path))
+    rewrite(path, lambda t: t.update({k: v.to(dtype) for k, v in t.items()}))
+    torch.testing.assert_close(logits(load_decoder(path)), want, atol=0.2, rtol=0.1)
+
+
+def test_a_quantised_checkpoint_is_named_by_its_method(tmp_path: Path) -> None:
+    reconfigure(make(tmp_path), quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(CheckpointError, match=r"config\.json: quantization_config: .*'gptq' are not supported"):
+        load_decoder(tmp_path)
+
+
 def test_swapped_halves_of_a_fused_tensor_are_noticed(tmp_path: Path) -> None:
     """q and k exchanged keep the fused row count, so each part must be checked by itself."""
 
@@ -197,7 +220,7 @@ def test_swapped_halves_of_a_fused_tensor_are_noticed(tmp_path: Path) -> None:
 
 def test_unknown_architecture(tmp_path: Path) -> None:
     reconfigure(make(tmp_path), model_type="mamba", architectures=["MambaForCausalLM"])
-    with pytest.raises(CheckpointError, match="model_type"):
+    with pytest.raises(CheckpointError, match="model_type 'mamba' is not supported; use one of llama, qwen2, qwen3"):
         load_decoder(tmp_path)
 
 

@@ -144,3 +144,39 @@ def test_qwen3_presets_on_tiny_stand_ins(tmp_path, monkeypatch, pair):
     assert bench.engine.num_models == 2 and {m.dtype for m in bench.models} == {torch.bfloat16}
     with pytest.raises(ConfigError, match="have different tokenizers; token ids cannot be handed over"):
         load_pool(load_config("qwen3_r1", here).models)
+
+
+def test_a_hub_model_without_safetensors_is_not_fetched_as_a_pickle(tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(
+        CheckpointError, match=r"models\.paths: some/old on .* no safetensors, and pickled .*save_pretrained"
+    ):
+        resolve_model("some/old")
+    assert not [p for p in asked["some/old"] if p.endswith((".bin", ".pt", "*"))]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert resolve_model("some/old") == tmp_path
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, pair):
+    small, large = chat.save_pair(tmp_path)
+    for path in (small, large):
+        spec = json.loads((path / "tokenizer.json").read_text())
+        vocab = spec["model"]["vocab"]
+        vocab |= {f"extra{i}": len(vocab) + 100 + i for i in range(20)}
+        (path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match=r"models\.paths: the tokenizer of .*small has 276 tokens, the model 259"):
+        load_pool(ModelsConfig(paths=[str(small), str(large)]))
+
+
+def test_an_unknown_chat_variable_is_refused_with_the_pool(tmp_path):
+    small, large = chat.save_pair(tmp_path)
+    settings = [f"models.paths=[{small}, {large}]", "task.chat.enable_thoughts=true"]
+    with pytest.raises(ConfigError, match=r"task\.chat\.enable_thoughts: .*does not read it"):
+        _ = Workbench(load_config("nano", [*settings, "task.name=gsm8k"])).pool
+    _ = Workbench(load_config("nano", settings)).pool  # the ledger has prompts of its own
