@@ -1,4 +1,4 @@
-"""KV handoff between the models of a pool: plan the exact catch-up of missing tokens, and copy tokens or pages."""
+"""KV handoff between the models of a pool: plan the exact catch-up of missing tokens, copy tokens or pages, project."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from roro_fast.errors import RoroError
 from roro_fast.ops import native, native_cuda
+from roro_fast.ops.kv_project import kv_project as project  # noqa: F401  the approximate handoff has its own file
 from roro_fast.ops.registry import Implementation, register, select
 from roro_fast.ops.triton_impl import register_triton
 
