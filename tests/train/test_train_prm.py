@@ -25,7 +25,7 @@ def test_the_fit_finds_the_guilty_token() -> None:
     step = torch.arange(2000) // 4
     bad = (x[:, 1].view(-1, 4) > 1.3).any(1)
     x = x * torch.tensor([1.0, 50.0, 1.0]) + torch.tensor([0.0, 300.0, 0.0])
-    used = torch.arange(500) < 400
+    used = torch.arange(500) % 5 > 0
     lies = torch.where(used, ~bad, bad)  # what is not used must not be learned from
     weight, bias, loss = fit_head(x, step, lies, used)
     assert ((step_logits(x @ weight + bias, step, 500) > 0) == ~bad).float().mean() > 0.95 and loss < 0.25
