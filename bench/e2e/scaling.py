@@ -112,7 +112,7 @@ def point(
             last["extra"]["kv_bytes_peak"] / 2**10 / min(work.concurrency, len(outs[-1]["tokens"])), 3
         ),
         "rss_mb_peak": round(max(a["peak_rss"] for a in answers) / 2**20),
-        "share": {**parts, "beyond limits": 1 - outside - max(parts["arithmetic"], parts["bytes"])},
+        "share": {**parts, "beyond limits": round(1 - outside - max(parts["arithmetic"], parts["bytes"]), 4)},
     }
 
 
@@ -120,7 +120,7 @@ WORDS = {
     "arithmetic": "arithmetic, which needs {:.0f} % of the time at the machine's measured product rate",
     "bytes": "reading weights, keys and values, which needs {:.0f} % of the time at the machine's measured bandwidth",
     "outside forwards": "work outside model forwards, {:.0f} % of the time",
-    "beyond limits": "launches and small shapes inside model forwards, {:.0f} % of the time beyond either limit",
+    "beyond limits": "model forwards slower than the machine, {:.0f} % of the time beyond arithmetic and bytes",
 }
 
 
