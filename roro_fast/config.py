@@ -22,7 +22,8 @@ BASELINE_ARMS = (
     "trim_thr", "trim_agg", "trim_pomdp", "policy_guided", "policy_guided_regenerate", "steer", "steer_regenerate",
     "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r", "oracle_next",
 )  # fmt: skip
-SUITE_ARMS = ("all_small", "all_large", "random", "confidence", *BASELINE_ARMS)
+_BUDGETED = tuple(a for a in BASELINE_ARMS if not a.startswith("oracle"))  # an oracle knows its own task only
+SUITE_ARMS = ("all_small", "all_large", "random", "confidence", *_BUDGETED)
 EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro", *BASELINE_ARMS)
 
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ _SETTINGS = (
 
 
 class Point(NamedTuple):
-    """One operating point to measure; `stem` is the name of its file, `policy` makes it when it has to run."""
+    """One operating point to measure; `stem` is the name of its file, `policy` makes its policy."""
 
     arm: str
     knob: float
@@ -68,13 +68,15 @@ def evaluate_suite(ctx: Context, name: str, redo: Sequence[str] = ()) -> dict[st
             ctx.run.forget(_mark(name, entry))
             shutil.rmtree(folder / entry.name, ignore_errors=True)
         ctx.run.done(_mark(name, entry), _SETTINGS)  # refuses changed settings before anything is run
+    todo = [p for p in points if not all((folder / e.name / f"{p.stem}.safetensors").is_file() for e in entries)]
+    policies = {p.stem: p.policy() for p in todo}  # an arm that cannot be fitted is no fault of a benchmark
     measured: dict[str, list[Measured]] = {}
     missing: dict[str, str] = {}
     for number, entry in enumerate(entries):
         progress = partial(_progress, ctx, number * len(points), len(entries) * len(points))
         try:
             with ctx.run.stage(_mark(name, entry), _SETTINGS):
-                measured[entry.name] = benchmark(ctx, entry, points, folder / entry.name, progress)
+                measured[entry.name] = benchmark(ctx, entry, points, policies, folder / entry.name, progress)
         except RoroError as e:
             missing[entry.name] = str(e)
     c = ctx.config
@@ -86,9 +88,14 @@ def evaluate_suite(ctx: Context, name: str, redo: Sequence[str] = ()) -> dict[st
 
 
 def benchmark(
-    ctx: Context, entry: Entry, points: Sequence[Point], folder: Path, progress: Callable[[int], None]
+    ctx: Context,
+    entry: Entry,
+    points: Sequence[Point],
+    policies: Mapping[str, RoutingPolicy],
+    folder: Path,
+    progress: Callable[[int], None],
 ) -> list[Measured]:
-    """Every operating point on one benchmark, read back where it was measured before."""
+    """Every operating point on one benchmark, read back where it was measured; `policies` are those of the rest."""
     c = ctx.config
     task = load_entry(entry, c.suite.data_dir, c.task.timeout)
     queries = task.queries("test", c.suite.limit or entry.default_queries, c.task.seed)
@@ -104,7 +111,7 @@ def benchmark(
         path = folder / f"{p.stem}.safetensors"
         if not path.is_file():
             start = time.perf_counter()
-            found = runner.run(p.arm, [(p.knob, p.policy())], seed=c.run.seed)
+            found = runner.run(p.arm, [(p.knob, policies[p.stem])], seed=c.run.seed)
             write_json(folder / f"{p.stem}.json", {"wall_seconds": time.perf_counter() - start})
             save_points(path, found)
         wall = folder / f"{p.stem}.json"

@@ -97,6 +97,17 @@ def test_stop_strings_end_an_answer_early_and_where_it_says(large):
     assert not large.engine.has_work
 
 
+def test_a_draft_that_is_thrown_away_stops_nothing(pair):
+    """Every draft is rewritten here: what only the small model would have said must end no answer."""
+    lm = model(pair, router="confidence:1.0")
+    whole, drafts = ask(lm), ask(model(pair, router="all_small"))
+    stop = next(c for d in drafts for c in d[:20] if not any(c in t for t in whole))
+    assert ask(lm, until=[stop]) == whole
+    assert all(c.discarded_tokens for c in lm.costs)
+    stop = whole[1][2:4]
+    assert ask(lm, until=[stop]) == [t.partition(stop)[0] for t in whole]
+
+
 def test_sampling_is_seeded_and_repeats_differ(large):
     hot = {"do_sample": True, "temperature": 1.0}
     a, b = ask(large, ["abc", "abc"], **hot), ask(large, ["abc", "abc"], **hot)

@@ -14,6 +14,7 @@ from roro_fast.cli import app
 from roro_fast.config import ModelsConfig
 from roro_fast.engine.trajectory import Cost
 from roro_fast.errors import ConfigError, DataError
+from roro_fast.eval import suite as eval_suite
 from roro_fast.eval.prices import price_table
 from roro_fast.eval.suite_table import Measured, document, markdown
 from roro_fast.routing import PolicyConfig, PolicyNetwork
@@ -136,6 +137,26 @@ def test_without_network_every_benchmark_is_missing_and_says_so(tmp_path, pair, 
 def test_bad_suites_are_one_clear_error(tmp_path, pair, args, words):
     done = roro(tmp_path, pair, *args)
     assert done.exit_code == 2 and words in done.output, done.output
+
+
+def test_a_baseline_is_fitted_once_and_measured_everywhere(tmp_path, pair, monkeypatch):
+    calls = []
+    real = eval_suite.fitted
+    monkeypatch.setattr(eval_suite, "fitted", lambda ctx, arm: calls.append(arm) or real(ctx, arm))
+    args = ("--suite", "gym", "--limit", 1, "suite.arms=[all_small, all_large, glimp_router]", "eval.n_fit=2")
+    args += ("task.n_calibrate=3", "task.n_train=40", "collect.n_queries=40", "eval.budgets=[0.4, 0.8]")
+    for _ in range(2):
+        done = roro(tmp_path, pair, *args)
+        assert done.exit_code == 0, done.output
+    assert calls == ["glimp_router"]
+    result = json.loads((tmp_path / "s" / "suite_gym.json").read_text())
+    assert [(p["arm"], p["knob"]) for p in result["points"][2:]] == [("glimp_router", 0.4), ("glimp_router", 0.8)]
+
+
+def test_a_baseline_that_cannot_be_fitted_is_not_blamed_on_a_benchmark(tmp_path, pair):
+    done = roro(tmp_path, pair, "--suite", "gym", "--limit", 1, "suite.arms=[all_large, rsd]", "eval.prm=nowhere")
+    assert done.exit_code == 2 and "eval.prm: no directory 'nowhere'" in done.output
+    assert not (tmp_path / "s" / "suite_gym.json").exists()
 
 
 def test_a_router_of_another_pool_is_refused(tmp_path, pair):
