@@ -31,13 +31,27 @@ def tensor(
     return x.contiguous()
 
 
+def in_range(name: str, x: torch.Tensor | None, size: int) -> None:
+    """With RORO_DEBUG=1, that every element is in [0, size)."""
+    if not DEBUG or x is None or x.numel() == 0:
+        return
+    low, high = (int(v) for v in x.aminmax())
+    if low < 0 or high >= size:
+        raise ConfigError(f"{name}: index {low if low < 0 else high} is outside 0..{size - 1}")
+
+
+def ascending(name: str, x: torch.Tensor | None, end: int) -> None:
+    """With RORO_DEBUG=1, that offsets ascend from 0 to `end`."""
+    if not DEBUG or x is None:
+        return
+    if int(x[0]) != 0 or int(x[-1]) != end or bool((x.diff() < 0).any()):
+        raise ConfigError(f"{name}: must ascend from 0 to {end}, got {x.tolist()[:8]}")
+
+
 def index(name: str, x: torch.Tensor, size: int, device: torch.device, count: int | None = None) -> torch.Tensor:
     """int64 [count] indices into `size` rows; their range is looked at only with RORO_DEBUG=1."""
     x = tensor(name, x, (count,), device, torch.int64)
-    if DEBUG and x.numel():
-        low, high = (int(v) for v in x.aminmax())
-        if low < 0 or high >= size:
-            raise ConfigError(f"{name}: index {low if low < 0 else high} is outside 0..{size - 1}")
+    in_range(name, x, size)
     return x
 
 
@@ -46,8 +60,7 @@ def offsets(name: str, x: torch.Tensor, end: int, device: torch.device) -> torch
     x = tensor(name, x, (None,), device, torch.int64)
     if x.numel() == 0:
         raise ConfigError(f"{name}: empty; n segments have n + 1 offsets")
-    if DEBUG and (int(x[0]) != 0 or int(x[-1]) != end or bool((x.diff() < 0).any())):
-        raise ConfigError(f"{name}: must ascend from 0 to {end}, got {x.tolist()[:8]}")
+    ascending(name, x, end)
     return x
 
 

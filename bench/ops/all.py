@@ -79,9 +79,8 @@ def main() -> None:
             summary["misses"] += misses(op, result["document"])
     summary["load"] = os.getloadavg()
     for m in summary["misses"]:
-        print(
-            f"below target: {m['op']}, {m['case']}: {m['medians']} x {m['peer']} (bests {m['bests']}, want {m['wanted']})"
-        )
+        found = f"{m['medians']} x {m['peer']} (bests {m['bests']}, wanted {m['wanted']})"
+        print(f"below target: {m['op']}, {m['case']}: {found}")
     print(f"{sum(summary['seconds'].values()):.0f} s")
     print(json.dumps(summary))
     if summary["errors"]:

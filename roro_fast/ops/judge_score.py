@@ -108,9 +108,9 @@ def cuda(
     """csrc/cuda/judge_score.cu: two launches."""
     if label_weight.dtype != hidden.dtype:
         label_weight = label_weight.float()
-    native_cuda.check_index("rows", rows, len(hidden))
-    native_cuda.check_offsets("offsets", offsets, len(rows))
-    native_cuda.check_offsets("group_offsets", group_offsets, len(offsets) - 1)
+    native_cuda.checks.in_range("rows", rows, len(hidden))
+    native_cuda.checks.ascending("offsets", offsets, len(rows))
+    native_cuda.checks.ascending("group_offsets", group_offsets, len(offsets) - 1)
     args = (hidden, rows, label_weight, criterion_weight.float(), offsets, valence, group_offsets, EPS)
     probs, scores, advantages = native_cuda.call("judge_score", *args)
     return JudgeScores(probs, scores, None if group_offsets is None else advantages)

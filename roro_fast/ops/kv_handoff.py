@@ -169,7 +169,7 @@ def copy_cpu(source: torch.Tensor, target: torch.Tensor, spans: torch.Tensor) ->
 
 def copy_cuda(source: torch.Tensor, target: torch.Tensor, spans: torch.Tensor) -> None:
     """csrc/cuda/kv_handoff.cu; checks the values of spans when they are on the CPU or RORO_DEBUG=1."""
-    if native_cuda.DEBUG or spans.device != source.device:
+    if native_cuda.checks.DEBUG or spans.device != source.device:
         check_spans(source, target, spans)
     native_cuda.call("kv_copy", source, target, spans.to(source.device).contiguous())
 
@@ -217,8 +217,8 @@ native.register_cpu("kv_copy_pages", copy_pages_cpu)
 
 def copy_pages_cuda(pool: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
     """csrc/cuda/kv_handoff.cu."""
-    native_cuda.check_index("source", source, len(pool))
-    native_cuda.check_index("target", target, len(pool))
+    native_cuda.checks.in_range("source", source, len(pool))
+    native_cuda.checks.in_range("target", target, len(pool))
     native_cuda.call("kv_copy_pages", pool, source, target)
 
 

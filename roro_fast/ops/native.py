@@ -56,12 +56,16 @@ def op(name: str) -> Callable[..., Any]:
     return overload
 
 
-def call(name: str, *args: Any) -> Any:
-    """Run an op; what it finds wrong with its arguments is raised as RoroError."""
+def run(overload: Callable[..., Any], *args: Any) -> Any:
+    """Call a registered op; what it finds wrong with its arguments is raised as RoroError."""
     try:
-        return op(name)(*args)
+        return overload(*args)
     except RuntimeError as e:
         raise RoroError(str(e).splitlines()[0]) from None
+
+
+def call(name: str, *args: Any) -> Any:
+    return run(op(name), *args)
 
 
 def isa() -> str:

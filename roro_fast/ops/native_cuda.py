@@ -10,17 +10,18 @@ import os
 import re
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roro_fast.errors import ConfigError, RoroError
-from roro_fast.ops import build_cuda
+from roro_fast.errors import ConfigError
+from roro_fast.ops import build_cuda, native
 from roro_fast.ops.registry import FLOATS, Implementation, one_of, register
 
 PRIORITY = 30
-DEBUG = os.environ.get("RORO_DEBUG", "") not in ("", "0")
+checks: Any = import_module("roro_fast.kernels.checks")  # shared with the Triton kernels
 _namespace = "roro_cuda"
 
 
@@ -80,27 +81,7 @@ def op(name: str) -> Callable[..., Any]:
 
 def call(name: str, *args: Any) -> Any:
     """Run an op; what it finds wrong with its arguments, before any launch, is raised as RoroError."""
-    try:
-        return op(name)(*args)
-    except RuntimeError as e:
-        raise RoroError(str(e).splitlines()[0]) from None
-
-
-def check_index(name: str, index: torch.Tensor | None, size: int) -> None:
-    """With RORO_DEBUG=1, that every element is in [0, size)."""
-    if not DEBUG or index is None or index.numel() == 0:
-        return
-    low, high = (int(x) for x in index.aminmax())
-    if low < 0 or high >= size:
-        raise RoroError(f"{name}: index {low if low < 0 else high} is outside 0..{size - 1}")
-
-
-def check_offsets(name: str, offsets: torch.Tensor | None, end: int) -> None:
-    """With RORO_DEBUG=1, that offsets ascend from 0 to `end`."""
-    if not DEBUG or offsets is None:
-        return
-    if int(offsets[0]) != 0 or int(offsets[-1]) != end or bool((offsets.diff() < 0).any()):
-        raise RoroError(f"{name}: must ascend from 0 to {end}, got {offsets.tolist()[:8]}")
+    return native.run(op(name), *args)
 
 
 def usable_any(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

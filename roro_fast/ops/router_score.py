@@ -145,7 +145,7 @@ def cuda(
     """csrc/cuda/router_score.cu: one launch for N <= 256, else two around torch's product."""
     if weights.w1.dtype not in (hidden.dtype, torch.float32):
         weights = RouterWeights(*(w.float() for w in weights))
-    native_cuda.check_index("rows", rows, len(hidden))
+    native_cuda.checks.in_range("rows", rows, len(hidden))
     out = native_cuda.call("router_score", hidden, rows, signals, *weights, uniforms, bias, temperature, eps)
     return RouterScore(*out)
 

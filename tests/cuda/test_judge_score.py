@@ -113,7 +113,7 @@ def test_wild_indices_are_not_read_through(device: torch.device) -> None:
     ],
 )
 def test_debug_names_what_is_out_of_range(change, message, device, monkeypatch) -> None:
-    monkeypatch.setattr(native_cuda, "DEBUG", True)
+    monkeypatch.setattr("roro_fast.kernels.checks.DEBUG", True)
     with pytest.raises(RoroError, match=message):
         run(cases.make(64, 2, [2, 2], [2])._replace(**change), device)
 

@@ -110,7 +110,7 @@ def test_a_span_outside_a_pool_is_skipped(device: torch.device) -> None:
 
 
 def test_debug_names_what_is_wrong_with_spans(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_cuda, "DEBUG", True)
+    monkeypatch.setattr("roro_fast.kernels.checks.DEBUG", True)
     case = cases.make(16, 8, 2, 16, 40)
     with pytest.raises(RoroError, match="spans: source slots outside the pool"):
         run(case._replace(spans=torch.tensor([[-1, 0, 2]])), device)

@@ -157,7 +157,7 @@ def test_replays_of_cuda_graphs_on_two_streams_equal_eager(n: int, device: torch
 
 
 def test_debug_names_the_index_out_of_range(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_cuda, "DEBUG", True)
+    monkeypatch.setattr("roro_fast.kernels.checks.DEBUG", True)
     case = cases.make(64, 3, 16, 2, 9)
     with pytest.raises(RoroError, match=r"rows: index 99 is outside 0\.\.13"):
         run(case._replace(rows=case.rows.clone().fill_(99)), device)
