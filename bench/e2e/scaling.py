@@ -137,8 +137,8 @@ def sentence(curve: str, points: list[dict[str, Any]]) -> str:
     gain = last["tokens_per_second"] / first["tokens_per_second"]
     if curve == "concurrency":
         return (
-            f"From {first['x']:g} to {last['x']:g} in flight tokens/s grow {gain:.1f} times: {bound(first)} bounds the "
-            f"start, {bound(last)} the end."
+            f"From {first['x']:g} to {last['x']:g} in flight tokens/s grow {gain:.1f} times; the start is bound by "
+            f"{bound(first)}; the end by {bound(last)}."
         )
     if curve == "switch":
         work = last["forward_flops_per_token"] / first["forward_flops_per_token"]
