@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -78,6 +79,20 @@ def test_points_survive_the_disk(tmp_path):
     for a, b in zip(points, back, strict=True):
         assert (a.arm, a.knob, a.seed, a.query_ids) == (b.arm, b.knob, b.seed, b.query_ids)
         assert all(np.array_equal(getattr(a, n), getattr(b, n), equal_nan=True) for n in ARRAYS)
+
+
+def test_points_saved_without_prices_are_still_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    p = replace(anchors(5)[0], price=np.arange(5.0))
+    save_points(tmp_path / "new.safetensors", [p])
+    assert load_points(tmp_path / "new.safetensors")[0].price.tolist() == p.price.tolist()
+    header = [{"arm": p.arm, "knob": p.knob, "seed": p.seed, "query_ids": p.query_ids}]
+    table = np.stack([getattr(p, n) for n in ARRAYS[:-1]])
+    meta = {"arrays": json.dumps(ARRAYS[:-1]), "points": json.dumps(header)}
+    save_file({"0": table}, tmp_path / "old.safetensors", metadata=meta)
+    (old,) = load_points(tmp_path / "old.safetensors")
+    assert np.isnan(old.price).all() and np.array_equal(old.total_flops, p.total_flops)
 
 
 @pytest.mark.parametrize("fault", ["absent", "torn", "other"])

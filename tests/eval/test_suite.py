@@ -200,6 +200,9 @@ def test_intervals_are_those_of_independent_benchmarks():
     macro = large["macro"]["accuracy"]
     want = 2 * 1.96 * 0.5 * math.hypot(1 / math.sqrt(400), 1 / math.sqrt(100)) / 2
     assert macro["hi"] - macro["lo"] == pytest.approx(want, rel=0.15)
+    same = document("x", {"a": measured(100), "b": measured(100)}, {}, resamples=2000)["points"][0]
+    v, macro = same["benchmarks"]["a"]["accuracy"], same["macro"]["accuracy"]
+    assert macro["hi"] - macro["lo"] == pytest.approx((v["hi"] - v["lo"]) / math.sqrt(2), rel=0.15)
     assert other["macro"]["generated"]["mean"] == 0.5 and other["macro"]["wall_seconds"]["mean"] == 2.0
     assert large["macro"]["price"]["mean"] is None and "price" not in markdown(result)
     with pytest.raises(DataError, match="all_large was not measured"):
