@@ -177,6 +177,11 @@ def _trl() -> tuple[bool, str]:
     return (True, version) if version else (False, "not installed; pip install 'roro-fast[train]'")
 
 
+def _lm_eval() -> tuple[bool, str]:
+    version = _version("lm_eval")
+    return (True, version) if version else (False, "not installed; pip install 'roro-fast[eval]'")
+
+
 def _triton() -> tuple[bool, str]:
     version = _version("triton")
     if version is None:
@@ -203,6 +208,7 @@ _BACKENDS: dict[str, Callable[[], tuple[bool, str]]] = {
     "vllm": _vllm,
     "ray": _ray,
     "trl": _trl,
+    "lm_eval": _lm_eval,
     "triton": _triton,
     "flash-attn": _flash_attn,
 }

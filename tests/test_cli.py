@@ -74,7 +74,7 @@ def test_doctor_names_an_implementation_for_every_op():
     from roro_fast.ops import registry
 
     assert code == 0 and serving == set(registry.ops()) and "sample_step" in serving
-    for name in ("vllm", "ray", "trl", "triton", "flash-attn"):
+    for name in ("vllm", "ray", "trl", "lm_eval", "triton", "flash-attn"):
         f = found["backends", name]
         assert f["status"] in ("ok", "absent") and f["detail"]
     assert ("extensions", "host (C++)") in found

@@ -31,6 +31,7 @@ SMALL = [
     "eval.n_view=3",
     "eval.budgets=[0.3, 0.6]",
     "calibrate.budgets=[0.3, 0.6]",
+    "models.prices=[1, 10]",
 ]
 
 
@@ -84,6 +85,15 @@ def test_the_report_shows_real_answers_of_every_arm(whole):
     assert all(t["flops_share"] == 1.0 and t["steps"] for t in large)
     assert {c["arm"] for c in data["curves"]} == {"roro", "outcome_only"}
     assert "router:" in data["provenance"]["config"]
+
+
+def test_a_price_table_prices_every_operating_point(whole):
+    run, _ = whole
+    arms = {a["name"]: a["points"] for a in json.loads((run / "eval.json").read_text())["arms"]}
+    prices = {name: [p["values"]["price"]["mean"] for p in points] for name, points in arms.items()}
+    assert all(0 < v <= 2 * prices["all_large"][0] for found in prices.values() for v in found)
+    assert prices["all_small"][0] < prices["all_large"][0]
+    assert "Price / 1000 queries" in (run / "report.html").read_text()
 
 
 def test_every_stage_is_skipped_the_second_time(whole):
