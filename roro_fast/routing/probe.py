@@ -48,9 +48,9 @@ class ProbeScorer:
         self.name = KIND
 
     @torch.no_grad()
-    def features(self, traces: Sequence[Trace]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """(x [T, H + 2] float32, number of its step [T] int64 counted over all traces, tokens read per trace)."""
-        prompts, rows, sizes, after = [], [], [], []
+    def features(self, traces: Sequence[Trace]) -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+        """(x [T, H + 2] float32, number of its step [T] int64 counted over all traces, bounds of each trace)."""
+        prompts, rows, sizes, after, read = [], [], [], [], []
         for t in traces:
             ids, bounds = self.pieces(t)
             if len(ids) > self.body.config.max_position:
@@ -58,6 +58,7 @@ class ProbeScorer:
                     f"prm: {len(ids)} tokens exceed the body's context of {self.body.config.max_position}"
                 )
             prompts.append(ids)
+            read.append(bounds)
             rows.append(list(range(bounds[0] - 1, len(ids))))
             sizes += np.diff(bounds).tolist()
             after += ids[bounds[0] :]
@@ -70,7 +71,7 @@ class ProbeScorer:
         chosen = logp.gather(1, torch.tensor(after, device=h.device)[:, None])
         entropy = -(logp.exp() * logp).sum(-1, keepdim=True)
         step = torch.arange(len(sizes), device=h.device).repeat_interleave(torch.tensor(sizes, device=h.device))
-        return torch.cat((chosen, entropy, h[torch.from_numpy(here)]), -1), step, [len(p) for p in prompts]
+        return torch.cat((chosen, entropy, h[torch.from_numpy(here)]), -1), step, read
 
     @torch.no_grad()
     def score(self, traces: Sequence[Trace]) -> list[StepScores]:

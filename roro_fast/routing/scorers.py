@@ -11,7 +11,7 @@ import torch
 from roro_fast.engine.score import score_prompts
 from roro_fast.errors import CapacityError, CheckpointError, ConfigError
 from roro_fast.models.decoder import Decoder
-from roro_fast.routing.scoring import Pieces, PrefixCache, StepScores, Trace, forward_flops, one_pass
+from roro_fast.routing.scoring import Pieces, PrefixCache, StepScores, Trace, one_pass
 
 POSITIVE = ("correct", "true", "good", "positive", "+", "label_1")
 QUESTION = "\nIs the last step correct? Answer true or false:"
@@ -37,7 +37,7 @@ class ClassifierScorer:
         c = model.config.get_text_config()
         self.limit = int(getattr(c, "max_position_embeddings", 1 << 62))
         self.shape = sum(p.numel() for p in model.parameters()), c.num_hidden_layers, c.hidden_size
-        self._cache = PrefixCache()
+        self._cache = PrefixCache(self.shape)
 
     @classmethod
     def from_pretrained(
@@ -77,11 +77,11 @@ class ClassifierScorer:
             found = self._probabilities([ids for ids, _ in read])
             ends = [[b - 1 for b in bounds[1:]] for _, bounds in read]
             rows = zip(read, ends, found, strict=True)
-            return [one_pass(p[at].tolist(), len(ids), self.shape) for (ids, _), at, p in rows]
+            return [one_pass(p[at].tolist(), bounds, self.shape) for (_, bounds), at, p in rows]
         heads = self._cache.missing(traces)
         prompts = [self.pieces(h)[0] for h in heads]
         answers = zip(heads, prompts, self._probabilities(prompts), strict=True)
-        new = {h: (float(p), len(ids), forward_flops(*self.shape, len(ids))) for h, ids, p in answers}
+        new = {h: (float(p), len(ids), 0) for h, ids, p in answers}
         return self._cache.collect(traces, new)
 
     @torch.no_grad()
@@ -124,7 +124,8 @@ class VerdictScorer:
         self.question = list(tokenizer(question, add_special_tokens=False)["input_ids"])
         self.label_ids = [self._one_token(label) for label in labels]
         self.values = torch.tensor(values, dtype=torch.float32)
-        self._cache = PrefixCache()
+        c = model.config
+        self._cache = PrefixCache((c.num_params, c.num_layers, c.num_heads * c.head_dim))
 
     @classmethod
     def digits(cls, model: Decoder, tokenizer: Any, question: str = RATE) -> VerdictScorer:
@@ -144,8 +145,7 @@ class VerdictScorer:
         prompts = [[*self.pieces(h)[0], *self.question] for h in heads]
         rows = [[len(p) - 1] for p in prompts]
         probs = score_prompts(self.model, prompts, rows, self.label_ids, self.max_tokens)
-        c = self.model.config
-        shape = c.num_params, c.num_layers, c.num_heads * c.head_dim
+        q = len(self.question)
         answers = zip(heads, prompts, probs, strict=True)
-        new = {h: (float(p[0] @ self.values), len(ids), forward_flops(*shape, len(ids))) for h, ids, p in answers}
+        new = {h: (float(p[0] @ self.values), len(ids) - q, q) for h, ids, p in answers}
         return self._cache.collect(traces, new)

@@ -1,7 +1,9 @@
 """Step scores from outside the pool: the protocol of a process reward model, and what asking one costs.
 
 A scorer reads a whole answer and gives every step of it a score in [0, 1]. Its FLOPs are not the engine's; `rate`
-writes them to the request's `METER`, from where `charge` adds them to the total FLOPs of the answer.
+writes them to the request's `METER`, from where `charge` adds them to the total FLOPs of the answer. Counted is what a
+scorer must read that keeps its KV from step to step, as the pool's models do: every token once, discarded drafts too.
+The scorers here read an answer anew at each step, which wall-clock time shows; published systems need not.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """Per step: a score in [0, 1], and the tokens and FLOPs run for it when it is new and those before it are known."""
+    """Per step: a score in [0, 1], and the tokens and FLOPs of reading it with the KV of what comes before at hand."""
 
     values: tuple[float, ...]
     tokens: tuple[int, ...]
@@ -80,34 +82,42 @@ def forward_flops(params: int, layers: int, width: int, tokens: int) -> float:
     return 2.0 * params * tokens + 4.0 * layers * width * tokens * (tokens + 1) / 2
 
 
-def one_pass(values: Sequence[float], tokens: int, shape: tuple[int, int, int]) -> StepScores:
-    """Scores that one forward over the whole trace gave: all of it is run again for every new step."""
-    n = len(values)
-    before, flops = (0,) * (n - 1), forward_flops(*shape, tokens)
-    return StepScores(tuple(values), (*before, tokens)[:n], (*(0.0 for _ in before), flops)[:n])
+def one_pass(values: Sequence[float], bounds: Sequence[int], shape: tuple[int, int, int]) -> StepScores:
+    """Scores of steps that end at tokens bounds[1:]; the first one also pays for the problem before it."""
+    starts, ends = [0, *bounds[1:-1]], bounds[1:]
+    tokens = tuple(b - a for a, b in zip(starts, ends, strict=False))
+    flops = tuple(forward_flops(*shape, b) - forward_flops(*shape, a) for a, b in zip(starts, ends, strict=False))
+    return StepScores(tuple(values), tokens, flops)
 
 
 class PrefixCache:
     """Remembers the scores of answers' beginnings, for scorers that must read each beginning by itself.
 
-    An answer is charged for its beginnings whether they were known or not: a cost is the answer's own.
+    Per beginning: score, its tokens, and the tokens read with it, such as a question after it. An answer is charged for
+    its beginnings whether they were known or not: a cost is the answer's own.
     """
 
-    def __init__(self, size: int = 65536) -> None:
-        self.size = size
-        self._known: OrderedDict[Trace, tuple[float, int, float]] = OrderedDict()
+    def __init__(self, shape: tuple[int, int, int], size: int = 65536) -> None:
+        self.shape, self.size = shape, size
+        self._known: OrderedDict[Trace, tuple[float, int, int]] = OrderedDict()
 
     def missing(self, traces: Sequence[Trace]) -> list[Trace]:
         """The distinct beginnings (one per step) that are not known yet, in order of appearance."""
         return [h for h in dict.fromkeys(h for t in traces for h in beginnings(t)) if h not in self._known]
 
-    def collect(self, traces: Sequence[Trace], new: dict[Trace, tuple[float, int, float]]) -> list[StepScores]:
-        """Scores of `traces`; `new` maps each missing beginning to its (score, tokens, FLOPs)."""
+    def collect(self, traces: Sequence[Trace], new: dict[Trace, tuple[float, int, int]]) -> list[StepScores]:
+        """Scores of `traces`; `new` maps each missing beginning to its (score, tokens, tokens after it)."""
         self._known.update(new)
-        rows = [[self._known[h] for h in beginnings(t)] for t in traces]
+        out = []
+        for t in traces:
+            rows = [self._known[h] for h in beginnings(t)]
+            before = [0, *(n for _, n, _ in rows)]
+            reads = [(a, n + extra) for a, (_, n, extra) in zip(before, rows, strict=False)]
+            flops = tuple(forward_flops(*self.shape, b) - forward_flops(*self.shape, a) for a, b in reads)
+            out.append(StepScores(tuple(v for v, _, _ in rows), tuple(b - a for a, b in reads), flops))
         while len(self._known) > self.size:
             self._known.popitem(last=False)
-        return [StepScores(tuple(r[0] for r in x), tuple(r[1] for r in x), tuple(r[2] for r in x)) for x in rows]
+        return out
 
 
 def beginnings(trace: Trace) -> list[Trace]:

@@ -50,8 +50,10 @@ def test_a_token_classifier_scores_each_step_at_its_end(tmp_path: Path) -> None:
     both = scorer.score([TRACE, OTHER])
     assert scorer.name == "Qwen3ForTokenClassification" and len(both[1].values) == 1
     torch.testing.assert_close(torch.tensor(both[0].values), p[[first - 1, -1]])
-    assert both[0].tokens == (0, len(ids)) and both[0].flops[0] == 0
-    assert both[0].flops[1] == forward_flops(sum(x.numel() for x in model.parameters()), 2, 16, len(ids))
+    shape = sum(x.numel() for x in model.parameters()), 2, 16
+    first_cost = forward_flops(*shape, first)
+    assert both[0].tokens == (first, len(ids) - first)
+    assert both[0].flops == (first_cost, forward_flops(*shape, len(ids)) - first_cost)
     other = ClassifierScorer(model, tokenizer, positive="bad").score([TRACE])[0].values
     torch.testing.assert_close(torch.tensor(other), 1 - p[[first - 1, -1]])
 
@@ -78,7 +80,7 @@ def test_a_sequence_classifier_reads_every_beginning(tmp_path: Path) -> None:
         p = [torch.softmax(model(input_ids=torch.tensor([r])).logits[0], -1)[1].item() for r in rows]
     scorer = ClassifierScorer(model, tokenizer)
     found = scorer.score([TRACE])[0]
-    assert found.values == pytest.approx(p) and found.tokens == tuple(map(len, rows))
+    assert found.values == pytest.approx(p) and found.tokens == (len(rows[0]), len(rows[1]) - len(rows[0]))
     assert scorer.score([TRACE, OTHER])[0] == found, "what is known is charged all the same"
 
 
@@ -90,7 +92,9 @@ def test_verdicts_renormalise_over_the_labels(tmp_path: Path) -> None:
     labels = [tokenizer(w)["input_ids"][0] for w in (" true", " false")]
     p = torch.softmax(model.logits(model.dense(torch.tensor([ids])))[0, -1, labels].detach(), -1)[0]
     found = scorer.score([OTHER, TRACE])[1]
-    assert found.values[-1] == pytest.approx(p.item(), abs=1e-5) and found.tokens[-1] == len(ids)
+    assert found.values[-1] == pytest.approx(p.item(), abs=1e-5) and sum(found.tokens) == len(ids) + 1, (
+        "the question is read twice"
+    )
     with pytest.raises(ConfigError, match=r"prm\.labels: 'perhaps'"):
         VerdictScorer(model, tokenizer, labels=("perhaps", " false"))
     with pytest.raises(ConfigError, match=r"prm\.values"):
@@ -117,16 +121,18 @@ def test_bad_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_cache_forgets_the_oldest_beyond_its_size() -> None:
-    cache = PrefixCache(size=2)
+    cache = PrefixCache((100, 2, 16), size=2)
     heads = cache.missing([TRACE])
     assert [len(h.steps) for h in heads] == [1, 2]
-    assert cache.collect([TRACE], {h: (0.5, 3, 1.0) for h in heads})[0].flops == (1.0, 1.0)
+    found = cache.collect([TRACE], {heads[0]: (0.5, 7, 3), heads[1]: (0.6, 12, 3)})[0]
+    assert found.values == (0.5, 0.6) and found.tokens == (10, 8), "7 and 3 asked; 5 more and 3 asked again"
+    assert found.flops[1] == forward_flops(100, 2, 16, 15) - forward_flops(100, 2, 16, 7)
     assert cache.missing([TRACE]) == []
-    cache.collect([OTHER], {OTHER: (0.1, 3, 1.0)})
+    cache.collect([OTHER], {OTHER: (0.1, 3, 0)})
     assert cache.missing([TRACE]) == heads[:1]
 
 
-def test_one_pass_charges_the_last_step() -> None:
-    s = one_pass([0.1, 0.2, 0.3], 7, (100, 2, 16))
-    assert s.tokens == (0, 0, 7) and s.flops == (0.0, 0.0, 2 * 100 * 7 + 4 * 2 * 16 * 28)
-    assert one_pass([], 7, (1, 1, 1)).tokens == ()
+def test_one_pass_charges_every_token_once() -> None:
+    s = one_pass([0.1, 0.2, 0.3], [4, 7, 9, 12], (100, 2, 16))
+    assert s.tokens == (7, 2, 3) and sum(s.flops) == 2 * 100 * 12 + 4 * 2 * 16 * 78
+    assert one_pass([], [4], (1, 1, 1)).tokens == ()
