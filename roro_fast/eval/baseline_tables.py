@@ -35,7 +35,7 @@ def baselines(study: Mapping[str, Any]) -> str:
         f"{meta['task']}, {meta['split']} split, {meta['n_queries']} queries, {len(meta['seeds'])} seeds; in brackets "
         f"{100 * meta['level']:.0f} % bootstrap intervals over queries and seeds; fitted on {meta['fitting']['train']} "
         f"train queries, thresholds set on {meta['fitting']['calibrate']} calibrate queries. Total FLOPs include the "
-        f"scout, discarded drafts and every forward of a process reward model. {'; '.join(ends)}."
+        f"scout, discarded drafts and what a process reward model that keeps its KV has to read. {'; '.join(ends)}."
     )
     if null:
         note += f" No difference to the confidence threshold is established for: {', '.join(null)}."
