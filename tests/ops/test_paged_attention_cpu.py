@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +16,11 @@ from hypothesis import strategies as st
 from roro_fast.errors import RoroError
 from roro_fast.ops import native
 from roro_fast.ops.paged_attention import PrefixGroups, cpu, find_prefix_groups, paged_attention, wants_groups
+from tests.kernels.guard import guarded
 from tests.ops import concurrency
 from tests.ops.cases import paged_attention as cases
 
+ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16]
 SHARED = [(3, 70), (1, 100), (2, 64), (5, 64), (1, 90), (40, 200), (1, 70), (2, 9)]
 
@@ -92,6 +97,24 @@ def test_queries_and_pools_may_be_strided(isa: str) -> None:
     k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (c.k_pages, c.v_pages))  # head-major pages
     table = torch.cat((c.page_table, c.page_table), 1)[:, : c.page_table.shape[1]]
     assert torch.equal(paged_attention(wide[:, 2:6, 3:19], k, v, table, *c[4:6], impl="cpu"), want)
+
+
+def at_the_edge() -> None:
+    """Runs in a process of its own: reading beyond the queries or the pools ends it."""
+    for isa in native.usable_isas():
+        native.set_isa(isa)
+        for size in [(4, 2, 16, 16), (9, 3, 64, 16), (7, 7, 80, 3), (3, 1, 33, 5)]:
+            for dtype in DTYPES:
+                c = cases.make([(1, 48), (20, 75)], *size, dtype)
+                q, k, v = (guarded(x.contiguous()) for x in (c.q, c.k_pages, c.v_pages))
+                assert torch.equal(paged_attention(q, k, v, *c.args[3:], impl="cpu"), cpu(*c.args))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nothing_outside_is_read() -> None:
+    code = "from tests.ops.test_paged_attention_cpu import at_the_edge; at_the_edge()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def test_large_scores_do_not_overflow(isa: str) -> None:
