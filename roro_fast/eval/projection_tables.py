@@ -65,6 +65,24 @@ def times(study: Mapping[str, Any]) -> str:
     return table(heads, rows, f"Medians of interleaved calls, fp32, one thread of {host['cpu']}.")
 
 
+def smol(study: Mapping[str, Any]) -> str:
+    """Maps between a real model and its own first layers: shared layers are exact, the others are not."""
+    rows = []
+    for r in study["rows"]:
+        source, target = r["layers"]
+        exact = sum(max(e) < 1e-6 for e in r["error"])
+        kl = [f"{r[k]:.1e}" if r[k] < 0.01 else f"{r[k]:.2f}" for k in ("kl_mean", "kl_p99")]
+        share = f"{100 * r['map_flops_per_token'] / r['forward_flops_per_token']:.1f} %"
+        rows.append([f"{source} to {target}", f"{exact} of {target}", *kl, f"{100 * r['top1']:.1f} %", share])
+    heads = ["layers", "exact layers", "KL, mean", "KL, p99", "same top token", "FLOPs of the map"]
+    first = study["rows"][0]
+    note = (
+        f"SmolLM2-135M-Instruct and its own first layers; fitted on {study['texts']} worked solutions, measured on "
+        f"{first['held_out_tokens']:,} tokens of others; FLOPs as a share of the receiver's forward."
+    )
+    return table(heads, rows, note)
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
     lines = [heads, ["---"] + ["--:"] * (len(heads) - 1), *rows]
     return "\n".join([*map(row, lines), "", note])

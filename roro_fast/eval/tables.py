@@ -140,6 +140,7 @@ TABLES: dict[str, Table] = {
     "projection_answers": Table("projection_study.json", projection_tables.answers),
     "projection_bound": Table("projection_study.json", projection_tables.bound),
     "projection_times": Table("projection_study.json", projection_tables.times),
+    "projection_smol": Table("projection_smol.json", projection_tables.smol),
 }
 
 

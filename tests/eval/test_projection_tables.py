@@ -24,6 +24,7 @@ def test_every_row_of_the_study_is_shown() -> None:
     directions = {f["direction"] for f in study["fits"]}
     counts = {"maps": len(study["fits"]) + len(directions), "answers": len(study["use"])}
     counts |= {"bound": len(study["harm_by_kl"]), "times": len(study["times"])}
+    counts["smol"] = len(read_json(RESULTS / "projection_smol.json")["rows"])
     assert {n.removeprefix("projection_"): len(cells(n, RESULTS)) for n in NAMES} == counts
     for name in NAMES:
         assert len({len(row) for row in cells(name, RESULTS)}) == 1
