@@ -19,7 +19,7 @@ from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models import lora, smol
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
-from roro_fast.models.loading import load_decoder
+from roro_fast.models.loading import load_config, load_decoder
 from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.gym import PREFIX
@@ -32,8 +32,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve_model(name: str, key: str = "models.paths") -> Path:
-    """Directory of a model given as a path, a packaged name such as 'nano/small', or 'smol' (fetched on first use)."""
+def resolve_model(name: str, key: str = "models.paths", weights: bool = True) -> Path:
+    """Directory of a model given as a path, a packaged name such as 'nano/small', 'smol' or a hub id.
+
+    The last two are fetched on first use; without `weights`, a hub id's config and tokenizer only.
+    """
     if Path(name).is_dir():
         return Path(name)
     packaged = files("roro_fast") / "assets" / name
@@ -41,20 +44,24 @@ def resolve_model(name: str, key: str = "models.paths") -> Path:
         return Path(str(packaged))
     if name == "smol":
         return smol.ensure()
-    if HUB_ID.fullmatch(name) and not name.startswith("nano/"):
-        return fetch(name, key)
+    if is_hub_id(name):
+        return fetch(name, key, weights)
     raise CheckpointError(
         f"{key}: no directory {name!r}; give a model directory, a hub id such as Qwen/Qwen3-1.7B, 'smol' or one of "
         f"{', '.join(PACKAGED)}"
     )
 
 
-def fetch(name: str, key: str = "models.paths") -> Path:
+def is_hub_id(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith("nano/") and not Path(name).is_dir()
+
+
+def fetch(name: str, key: str = "models.paths", weights: bool = True) -> Path:
     """The snapshot of a model on the Hugging Face hub, safetensors only; from the local cache when it is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    patterns = [*(["*.safetensors"] if weights else []), "*.json", "*.txt", "*.model", "*.jinja"]
     try:
         path = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as e:
@@ -63,7 +70,7 @@ def fetch(name: str, key: str = "models.paths") -> Path:
             f"{key}: no directory {name!r}, and the Hugging Face hub does not give it ({reason}); without network run "
             f"`hf download {name} --local-dir DIR` elsewhere and give DIR"
         ) from e
-    if not any(path.glob("*.safetensors")):
+    if weights and not any(path.glob("*.safetensors")):
         raise CheckpointError(
             f"{key}: {name} on the Hugging Face hub holds no safetensors, and pickled weights, which can run code when "
             "loaded, are not fetched; choose a revision with safetensors, or convert it where you trust it with "
@@ -80,11 +87,11 @@ class ModelFiles(NamedTuple):
     tokenizer: Path
 
 
-def model_files(name: str, key: str = "models.paths") -> ModelFiles:
+def model_files(name: str, key: str = "models.paths", weights: bool = True) -> ModelFiles:
     """Where the parts of a model are; a LoRA adapter has its weights, and perhaps its tokenizer, from its base."""
-    path = resolve_model(name, key)
-    weights = resolve_model(lora.base_of(path), key) if lora.is_adapter(path) else path
-    return ModelFiles(path, weights, path if has_tokenizer(path) else weights)
+    path = resolve_model(name, key, weights)
+    base = resolve_model(lora.base_of(path), key, weights) if lora.is_adapter(path) else path
+    return ModelFiles(path, base, path if has_tokenizer(path) else base)
 
 
 def has_tokenizer(path: Path) -> bool:
@@ -141,6 +148,11 @@ def device_of(name: str) -> torch.device:
 def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
     """(decoders smallest first, tokenizer). Raises ConfigError or CheckpointError naming the model at fault."""
     devices, dtype = [device_of(d) for d in config.devices], getattr(torch, config.dtype)
+    if any(map(is_hub_id, config.paths)):  # what does not go together is refused before its weights are fetched
+        small = [model_files(p, weights=False) for p in config.paths]
+        for f in small:
+            load_config(f.weights)
+        shared_tokenizer([f.tokenizer for f in small])
     found = [model_files(p) for p in config.paths]
     tokenizer = shared_tokenizer([f.tokenizer for f in found])
     layers = config.layers or [0] * len(found)

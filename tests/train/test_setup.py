@@ -135,15 +135,23 @@ def test_qwen3_presets_on_tiny_stand_ins(tmp_path, monkeypatch, pair):
     """Everything of the recipe but its size and its GPU; the cross-family one is refused for its tokenizers."""
     qwen = chat.save_pair(tmp_path, context=16384)
     local = {"Qwen/Qwen3-1.7B": qwen[0], "Qwen/Qwen3-14B": qwen[1], "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": pair[1]}
-    monkeypatch.setattr(setup, "fetch", lambda name, key: local[name])
+    whole = []
+
+    def fetch(name, key, weights):
+        whole.extend([name] * weights)
+        return local[name]
+
+    monkeypatch.setattr(setup, "fetch", fetch)
     here = ["models.device=cpu", "engine.kv_bytes=64MiB", "engine.max_num_seqs=2"]
     bench = Workbench(load_config("qwen3", here))
     assert bench.config.models.dtype == "bfloat16" and bench.config.rubric.judge == "Qwen/Qwen3-8B"
     text = bench.tokenizer.decode(bench.encode(Query("q", "1 + 1?", "2", "gsm8k")))
     assert text.endswith("<|assistant|>") and "1 + 1?" in text
     assert bench.engine.num_models == 2 and {m.dtype for m in bench.models} == {torch.bfloat16}
+    assert whole == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-14B"]
     with pytest.raises(ConfigError, match="have different tokenizers; token ids cannot be handed over"):
         load_pool(load_config("qwen3_r1", here).models)
+    assert len(whole) == 2  # refused before the weights were fetched
 
 
 def test_a_hub_model_without_safetensors_is_not_fetched_as_a_pickle(tmp_path, monkeypatch):
@@ -158,7 +166,10 @@ def test_a_hub_model_without_safetensors_is_not_fetched_as_a_pickle(tmp_path, mo
         CheckpointError, match=r"models\.paths: some/old on .* no safetensors, and pickled .*save_pretrained"
     ):
         resolve_model("some/old")
-    assert not [p for p in asked["some/old"] if p.endswith((".bin", ".pt", "*"))]
+    assert "*.safetensors" in asked["some/old"] and not [
+        p for p in asked["some/old"] if p.endswith((".bin", ".pt", "*"))
+    ]
+    assert resolve_model("some/old", weights=False) == tmp_path and "*.safetensors" not in asked["some/old"]
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert resolve_model("some/old") == tmp_path
 
