@@ -34,7 +34,7 @@ from roro_fast.train.setup import Workbench
 ANCHORS = ("all_small", "all_large")
 PLAIN = ("random", "confidence", "oracle")
 DETERMINISTIC = (*ANCHORS, "oracle", "oracle_next")  # one seed stands for all
-REFERENCES = ("random", "confidence")
+REFERENCES = ("random", "confidence", "trim_thr")
 TRAIN, CALIBRATE = 200, 60
 RESULT = Path(__file__).parents[1] / "results" / "baselines_nano.json"
 ROOT = Path("runs/baselines_study")
@@ -85,11 +85,13 @@ def run(config: Config, arms: list[str], seeds: list[int], folder: Path) -> list
 
 
 def summary(study: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the table, and which arms differ from the confidence threshold in area."""
+    """The figures of the table, and per reference the arms whose area is not established to differ from its."""
     table = {a: {k: m[k]["mean"] for k in ("area", "area_total", "acc_at_60")} for a, m in study["arms"].items() if m}
-    found = study["differences"].get("confidence", {})
-    sure = sorted(a for a, d in found.items() if d["area"]["lo"] > 0 or d["area"]["hi"] < 0)
-    return {"arms": table, "differ_from_confidence": sure, "not_established": sorted(set(found) - set(sure))}
+    null = {
+        reference: sorted(a for a, d in found.items() if d["area"]["lo"] <= 0 <= d["area"]["hi"])
+        for reference, found in study["differences"].items()
+    }
+    return {"arms": table, "not_established": null}
 
 
 def main() -> int:
