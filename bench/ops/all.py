@@ -73,6 +73,7 @@ def main() -> None:
         print(f"== {op}", flush=True)
         result = run(op, args, further)
         summary["seconds"][op] = result["seconds"]
+        print(f"{op}: {result['seconds']:.0f} s", flush=True)
         if "error" in result:
             summary["errors"][op] = result["error"]
         else:
