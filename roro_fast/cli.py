@@ -59,7 +59,7 @@ app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, pretty_
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, e.g. router.beta=0.2")
 ]
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A preset (nano, nano_study, smol, qwen3, qwen3_r1) or a YAML file.")]
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A preset (nano, smol, qwen3, ...) or a YAML file.")]
 RunOption = Annotated[Path | None, typer.Option("--run", "-r", help="Go on with this run directory and its config.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped. This is the default.")]
 RedoOption = Annotated[
