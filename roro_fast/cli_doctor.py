@@ -68,8 +68,9 @@ def _cpu_flags() -> set[str]:
 # Everything that is read from the environment, with the words it may be; None for free text.
 VARIABLES: dict[str, tuple[str, ...] | None] = {
     "RORO_BUILD_CUDA": None, "RORO_CACHE": None, "RORO_DEBUG": None, "RORO_HOST": ("auto", "python", "native"),
-    "RORO_IMPL": None, "RORO_ISA": None, "RORO_PEERS": None, "RORO_PROFILE": ("nvtx", "torch", "times", "off"),
-    "RORO_REQUIRE_EXT": None, "RORO_TUNE": None, "RORO_TUNE_CACHE": None,
+    "RORO_IMPL": None, "RORO_ISA": None, "RORO_PEERS": None, "RORO_POISON": None,
+    "RORO_PROFILE": ("nvtx", "torch", "times", "off"), "RORO_REQUIRE_EXT": None, "RORO_TUNE": None,
+    "RORO_TUNE_CACHE": None,
 }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def test_doctor_reads_the_environment(monkeypatch):
 def test_doctor_knows_every_variable_that_is_read():
     root = Path(__file__).parents[1]
     sources = [*(root / "roro_fast").rglob("*.py"), *(root / "kernels").rglob("*.py"), root / "setup.py"]
-    sources += [*(root / "csrc").rglob("*.cpp"), *(root / "csrc").rglob("*.cu")]
+    sources += [p for p in (root / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")]
     read = {
         name
         for path in sources
