@@ -253,7 +253,7 @@ def test_nothing_is_read_beyond_the_inputs(n: int, dtype: torch.dtype, emulated:
 )
 def test_a_read_beyond_the_inputs_kills(right: str, wrong: str, emulated: None, tmp_path: Path) -> None:
     case = cases.make(600, 5, 40, 3, 9, dtype=torch.bfloat16, gather=False)
-    case = case._replace(hidden=guarded(case.hidden), rows=torch.tensor([8, 10**6, *range(7)]))
+    case = case._replace(hidden=guarded(case.hidden), rows=torch.tensor([8, len(case.hidden), *range(7)]))
     assert emulator.in_child(lambda: run(case)) == 0
     with emulator.using(emulator.plant(tmp_path, "router_score.cu", right, wrong)):
         assert emulator.in_child(lambda: run(case)) == -signal.SIGSEGV
