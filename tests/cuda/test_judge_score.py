@@ -184,7 +184,7 @@ def test_nothing_is_read_beyond_the_inputs(dtype: torch.dtype, emulated: None) -
 )
 def test_a_read_beyond_the_inputs_kills(right: str, wrong: str, emulated: None, tmp_path: Path) -> None:
     case = cases.make(597, 2, [2, 1], None)
-    case = case._replace(hidden=guarded(case.hidden), rows=torch.tensor([len(case.hidden) - 1, 10**6, 0]))
+    case = case._replace(hidden=guarded(case.hidden), rows=torch.tensor([len(case.hidden) - 1, len(case.hidden), 0]))
     assert emulator.in_child(lambda: run(case)) == 0
     with emulator.using(emulator.plant(tmp_path, "judge_score.cu", right, wrong)):
         assert emulator.in_child(lambda: run(case)) == -signal.SIGSEGV
