@@ -2,11 +2,21 @@
 # One visit to a machine with a GPU: build, T3 tests on cuda, benches, sanitizer, profile; a short table last.
 #   bench/gpu.sh            results under ${OUT:-build/gpu}, under 10 minutes, no network
 #   bench/gpu.sh --dry      without a GPU: every stage that can run, with small caps' work
+#   bench/gpu.sh --only benches,rollout     those stages alone, on what an earlier visit built
 # Each stage has its own cap in seconds and its own log; a stage that needs a failed one is skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-dry=; [ "${1:-}" = --dry ] && dry=1
+dry= only=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry) dry=1 ;;
+        --only) only=${2:?--only: name stages, separated by commas}; shift ;;
+        *) echo "gpu.sh: $1? options are --dry and --only STAGE,..." >&2; exit 2 ;;
+    esac
+    shift
+done
 out=${OUT:-build/gpu}
+budget=${BUDGET:-570} # seconds for everything; what does not fit is skipped and said so
 python=${PYTHON:-python3}
 mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -15,13 +25,24 @@ declare -A state
 stage() { # name cap needs command...
     local name=$1 cap=$2 needs=$3 begin=$SECONDS
     shift 3
+    if [ -n "$only" ] && [[ ",$only," != *",$name,"* ]]; then
+        state[$name]="not asked"
+        return
+    fi
     for need in $needs; do
-        if [ "${state[$need]:-}" != ok ]; then
+        if [ "${state[$need]:-}" != ok ] && [ "${state[$need]:-}" != "not asked" ]; then
             state[$name]="skipped ($need: ${state[$need]:-not run})"
             echo "== $name: ${state[$name]}"
             return
         fi
     done
+    local left=$((budget - SECONDS))
+    if [ "$left" -lt 15 ]; then
+        state[$name]="skipped (out of time)"
+        echo "== $name: ${state[$name]}"
+        return
+    fi
+    [ "$cap" -le "$left" ] || cap=$left
     echo "== $name (at most $cap s)"
     timeout --kill-after=5 "$cap" "$@" >"$out/$name.log" 2>&1
     local rc=$?
@@ -110,6 +131,6 @@ if (out / "rollout.json").is_file():
     from bench.e2e.rollout import print_tables
     print_tables(json.loads((out / "rollout.json").read_text()))
 PY
-for name in environment build tests_cuda tests_triton benches; do
-    case ${state[$name]:-ok} in ok) ;; *) exit 1 ;; esac
+for name in environment build tests_cuda tests_triton tests_engine benches; do
+    case ${state[$name]:-ok} in ok | "not asked") ;; *) exit 1 ;; esac
 done
