@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import PreTrainedTokenizerFast
 
-from roro_fast.models.config import DecoderConfig
-from roro_fast.models.decoder import Decoder
-from roro_fast.models.loading import save_decoder
+from tests.tiny import save_random
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<eos>' }}{% endfor %}"
@@ -35,26 +32,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def save(directory: Path, *, hidden: int, seed: int, context: int = 2048) -> Path:
     tok = tokenizer()
     tok.save_pretrained(directory)
-    config = Qwen3Config(
-        vocab_size=len(tok),
-        hidden_size=hidden,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=context,
-        tie_word_embeddings=True,
-        eos_token_id=tok.eos_token_id,
-        bos_token_id=None,
-    )
-    torch.manual_seed(seed)
-    model = Decoder(DecoderConfig.from_hf(config))
-    for p in model.parameters():
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=0.3)
-    save_decoder(model, directory)
-    return directory
+    return save_random(directory, len(tok), tok.eos_token_id, hidden=hidden, layers=1, seed=seed, context=context)
 
 
 def save_pair(root: Path, **changes: int) -> tuple[Path, Path]:

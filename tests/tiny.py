@@ -17,8 +17,16 @@ def save_tiny(directory: Path, *, hidden: int, layers: int = 1, seed: int = 0, c
     """A Qwen3 directory over the nano vocabulary, with its tokenizer."""
     nano_tokenizer.save(directory)
     eos = nano_tokenizer.SPECIAL.index("<eos>")
+    sizes = {"hidden": hidden, "layers": layers, "context": context}
+    return save_random(directory, len(nano_tokenizer.vocabulary()), eos, seed=seed, **sizes)
+
+
+def save_random(
+    directory: Path, vocab_size: int, eos: int, *, hidden: int, layers: int, seed: int, context: int
+) -> Path:
+    """Config and weights of a random Qwen3 decoder whose logits are well apart."""
     c = Qwen3Config(
-        vocab_size=len(nano_tokenizer.vocabulary()),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=2,

@@ -12,6 +12,7 @@ import torch
 
 from roro_fast.errors import RoroError
 from roro_fast.ops import native
+from roro_fast.ops.norm_rope_store import rotate
 from roro_fast.ops.registry import FLOATS, Implementation, register, select
 from roro_fast.ops.triton_impl import register_triton
 
@@ -63,12 +64,6 @@ def kv_project(
     check(source, source_slots, source_rope, target, target_slots, target_rope, positions, maps)
     fn = select("kv_project", source.device, source.dtype, impl)
     fn(source, source_slots, source_rope, target, target_slots, target_rope, positions, maps)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Half-split rotary; x, cos, sin [..., D]."""
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
 
 
 def unrotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

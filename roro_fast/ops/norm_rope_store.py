@@ -66,10 +66,17 @@ def silu_mul(gate_up: torch.Tensor, *, impl: str | None = None) -> torch.Tensor:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) * weight over the last dimension, the mean square in float32, cast back before the weight."""
     if x.dtype == torch.float32:
         return F.rms_norm(x, weight.shape, weight, eps)
     h = x.float()
     return weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Half-split rotary; x, cos, sin [..., D]."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
 
 
 def norm_rope_store_reference(
@@ -93,7 +100,7 @@ def norm_rope_store_reference(
     if k_norm is not None:
         k = rms_norm(k, k_norm, eps)
     c, s = (x[positions].unsqueeze(1).to(qkv.dtype) for x in (cos, sin))
-    q, k = (x * c + torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1) * s for x in (q, k))
+    q, k = rotate(q, c, s), rotate(k, c, s)
     page, offset = slots // k_pages.shape[1], slots % k_pages.shape[1]
     k_pages[page, offset] = k.to(k_pages.dtype)
     v_pages[page, offset] = v.to(v_pages.dtype)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from roro_fast.errors import RoroError
-from roro_fast.models.decoder import rotate as decoder_rotate
 from roro_fast.ops import kv_project as op
 from roro_fast.ops.kv_project import LinearMaps, kv_project
 from tests.ops.cases import kv_project as cases
+from tests.ops.transformers_layer import rotate as decoder_rotate
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

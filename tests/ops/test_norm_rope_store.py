@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from roro_fast.models.decoder import RMSNorm, rotate
 from roro_fast.ops.norm_rope_store import add_rms_norm, norm_rope_store, silu_mul
 from tests.ops.cases import norm_rope_store as cases
+from tests.ops.transformers_layer import RMSNorm, rotate
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
