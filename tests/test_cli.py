@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ from typer.testing import CliRunner
 from roro_fast.cli import app
 from roro_fast.cli_doctor import VARIABLES
 from roro_fast.runs import RunDirectory
+from tests.processes import interrupt, spawn
 from tests.tiny import overrides, save_pair, save_tiny
 
 ROLLOUT = ["task.n_train=120", "collect.n_queries=120", "collect.arms=[all_small, all_large]"]
@@ -29,15 +26,6 @@ def pair(tmp_path_factory):
 
 def invoke(*args):
     return CliRunner().invoke(app, [str(a) for a in args])
-
-
-def spawn(*args):
-    # A suite started in the background hands its children an ignored SIGINT.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from roro_fast.cli import app; app(prog_name='roro')"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *(str(a) for a in args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def trajectories(run):
@@ -219,12 +207,9 @@ def test_changed_settings_are_refused_and_redo_obeys(pair, tmp_path):
 def test_interrupted_rollout_goes_on_to_the_same_result(pair, tmp_path, uninterrupted, sign, code):
     args = ["rollout", *overrides(tmp_path, *pair), *ROLLOUT]
     run = tmp_path / "tiny"
-    p = spawn(*args)
     shard = run / "trajectories" / "collect" / "part-00000.jsonl"
-    while not shard.is_file() and p.poll() is None:
-        time.sleep(0.01)
-    p.send_signal(sign)
-    _, err = p.communicate(timeout=60)
+    p = spawn(*args, dawdle_after=shard)
+    err = interrupt(p, sign, shard)
     assert p.returncode == code, err
     if sign != signal.SIGKILL:
         assert "run the same command to go on" in err and "Traceback" not in err

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from roro_fast.cli import app
+from tests.processes import interrupt, spawn
 
 SMALL = [
     "run.name=r",
@@ -37,16 +34,6 @@ SMALL = [
 
 def roro(*args):
     return CliRunner().invoke(app, [str(a) for a in args])
-
-
-def spawn(*args):
-    # A suite started in the background hands its children an ignored SIGINT.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from roro_fast.cli import app; app(prog_name='roro')"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
-    )
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +109,10 @@ def test_redo_forgets_the_stage_and_what_came_from_it(whole, tmp_path):
 def test_training_resumed_after_an_interruption_is_identical(whole, tmp_path, sign):
     args = ["train", f"run.dir={tmp_path}", *SMALL]
     run = tmp_path / "r"
-    p = spawn(*args)
-    while not (run / "checkpoints" / "router" / "roro" / "step-000002").is_dir() and p.poll() is None:
-        time.sleep(0.002)
-    p.send_signal(sign)
-    out, _ = p.communicate(timeout=60)
-    assert p.returncode == (130 if sign == signal.SIGINT else -9), out
+    checkpoint = run / "checkpoints" / "router" / "roro" / "step-000002"
+    p = spawn(*args, dawdle_after=checkpoint)
+    err = interrupt(p, sign, checkpoint)
+    assert p.returncode == (130 if sign == signal.SIGINT else -9), err
     assert not (run / "routers" / "roro" / "model.safetensors").exists()
     result = roro(*args, "--resume")
     assert result.exit_code == 0, result.output
