@@ -152,7 +152,7 @@ def test_a_hostile_expression_times_out_and_the_next_answer_is_judged():
 def test_megabytes_are_bounded_without_a_worker(name):
     start = time.monotonic()
     verdict = check_answer(HUGE[name], "7", timeout=LIMIT)
-    assert time.monotonic() - start < LIMIT + 1.0
+    assert time.monotonic() - start < LIMIT + 4.0
     assert not verdict.correct
 
 
