@@ -15,6 +15,7 @@ from roro_fast.tasks.prompting import INSTRUCTION
 
 DTYPES = ("float32", "bfloat16", "float16")
 ACTION_SPACES = ("next", "regenerate")
+PAIR_RULES = ("outcome", "cost", "process")
 ORDERS = ("judge_first", "rubricor_first")
 PROCESS_REWARDS = ("judge", "none", "formula", "fixed_rubric", "random_rubric", "shuffled")
 COLLECT_ARMS = ("all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical", "policy")
@@ -240,9 +241,11 @@ class CollectConfig:
 class PairsConfig:
     """Margins and weights of the lexicographic preference (METHOD.md section 4).
 
-    `cost_between_wrong` lets the cheaper of two wrong answers win; off, they differ by process quality alone.
+    `rules` are the rules whose pairs are used, for ablations; the order among them stays. `cost_between_wrong` lets the
+    cheaper of two wrong answers win; off, they differ by process quality alone.
     """
 
+    rules: list[str] = field(default_factory=lambda: list(PAIR_RULES))
     cost_margin: float = 0.10
     cost_between_wrong: bool = False
     equal_cost: float = 0.20
@@ -254,6 +257,7 @@ class PairsConfig:
     def __post_init__(self) -> None:
         for key in ("cost_margin", "equal_cost", "quality_margin", "holdout"):
             share(getattr(self, key), f"pairs.{key}")
+        choose_all(self.rules, "pairs.rules", PAIR_RULES)
         require(self.holdout < 1, "pairs.holdout", "1.0 leaves no pair to train on; use e.g. 0.2")
         require(len(self.weights) == 3, "pairs.weights", f"needs 3 (critical, switches, waste), got {self.weights}")
         require(

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from roro_fast.config import PairsConfig
+from roro_fast.config import PAIR_RULES, PairsConfig
 from roro_fast.engine.trajectory import Trajectory
 from roro_fast.errors import DataError
 from roro_fast.rubric.quality import Formula, all_small_of, confidences, process_quality
 from roro_fast.rubric.render import Pool, View, view_of
 from roro_fast.tasks.base import Query
-
-RULES = ("outcome", "cost", "process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +154,8 @@ def _decide(query: Query, found: list[Candidate], config: PairsConfig, stats: Pa
     split, out = split_of(query.id, config.holdout), []
     for a, b in combinations(found, 2):
         sign, rule, margin = compare(a, b, config)
-        if sign == 0:
-            stats.ties += 1
+        if sign == 0 or rule not in config.rules:
+            stats.ties += sign == 0
             continue
         chosen, rejected = (a, b) if sign > 0 else (b, a)
         out.append(Pair(query.id, query.prompt, chosen, rejected, rule, margin, split))
@@ -166,7 +164,7 @@ def _decide(query: Query, found: list[Candidate], config: PairsConfig, stats: Pa
 
 def _cap(pairs: list[Pair], limit: int, rng: random.Random) -> list[Pair]:
     """At most `limit` pairs, drawn from the rules in turn so that the commonest rule does not crowd out the others."""
-    pools = [[p for p in pairs if p.rule == rule] for rule in RULES]
+    pools = [[p for p in pairs if p.rule == rule] for rule in PAIR_RULES]
     for pool in pools:
         rng.shuffle(pool)
     out: list[Pair] = []
@@ -210,8 +208,8 @@ def from_row(row: Mapping[str, Any]) -> Pair:
                 raise DataError(f"pair {row['query_id']!r}: {side}_texts, _models and _costs differ in length")
             rest = {k: row[f"{side}_{k}"] for k in ("arm", "sample", "correct", "cost", "quality")}
             sides.append(Candidate(View(texts, models, costs), **rest))
-        if row["rule"] not in RULES:
-            raise DataError(f"pair {row['query_id']!r}: rule {row['rule']!r} is not one of {', '.join(RULES)}")
+        if row["rule"] not in PAIR_RULES:
+            raise DataError(f"pair {row['query_id']!r}: rule {row['rule']!r} is not one of {', '.join(PAIR_RULES)}")
         return Pair(row["query_id"], row["prompt"], sides[0], sides[1], row["rule"], float(row["margin"]), row["split"])
     except (KeyError, TypeError) as e:
         raise DataError(

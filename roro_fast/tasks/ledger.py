@@ -52,6 +52,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("mul", ("repeats", "scales"), (2, 9), 1.0, lambda x, d: (x * d) % MODULUS),
     Kind("swap", ("swaps", "reverses"), None, 1.0, lambda x, _: (x % 10) * 10 + x // 10),
 )
+KIND_OF_NAME = {k.name: k for k in KINDS}
 KIND_OF_VERB = {v: k for k in KINDS for v in k.verbs}
 NAMES = (
     "Ada", "Bo", "Cleo", "Dev", "Eli", "Fay", "Gus", "Hana", "Ivo", "Jun", "Kai", "Lena", "Mia", "Noor", "Otto", "Pia",
@@ -123,25 +124,34 @@ class Ledger:
     """The `ledger` task. Verification is exact text matching on parsed steps, local to each step.
 
     A step is right when verb, operand and line number are those of its line, its input is the value the previous step
-    wrote, and its result follows; the answer is right when the written total equals the true one.
+    wrote, and its result follows; the answer is right when the written total equals the true one. `kinds` names the
+    kinds of line that queries are made of, default all: for studies of transfer from some kinds to others.
     """
 
     name = "ledger"
+
+    def __init__(self, kinds: Sequence[str] = ()) -> None:
+        for k in kinds:
+            if k not in KIND_OF_NAME:
+                raise ConfigError(f"task.name: {k!r} is no kind of ledger line; choose of {', '.join(KIND_OF_NAME)}")
+        self.kinds = tuple(k for k in KINDS if not kinds or k.name in kinds)
 
     def queries(self, split: str, n: int | None = None, seed: int = 0) -> list[Query]:
         if split not in SPLITS:
             raise ConfigError(f"task.split: unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         n = 1000 if n is None else n
-        rng = random.Random(f"ledger/{split}/{seed}")
+        some = "" if self.kinds == KINDS else "+".join(k.name for k in self.kinds)
+        rng = random.Random(f"ledger/{split}/{seed}/{some}" if some else f"ledger/{split}/{seed}")
+        drawn = f"ledger-{split}-{seed}" + (f"-{some}" if some else "")
         out: list[Query] = []
         while len(out) < n:
-            name, item, start, lines = sample_problem(rng)
+            name, item, start, lines = sample_problem(rng, self.kinds)
             if split_of([x.kind.name for x in lines]) != split:
                 continue
             steps = render_steps(start, lines)
             out.append(
                 Query(
-                    id=f"ledger-{split}-{seed}-{len(out)}",
+                    id=f"{drawn}-{len(out)}",
                     prompt=render_query(name, item, start, lines),
                     answer=steps[-1].split()[-1],
                     task=self.name,

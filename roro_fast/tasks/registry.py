@@ -13,7 +13,7 @@ from roro_fast.tasks.benchmarks import HUB, file_benchmark, hub_benchmark
 from roro_fast.tasks.gym import PREFIX, Gym
 from roro_fast.tasks.ledger import Ledger
 
-CHOICES = ("ledger", *HUB, f"{PREFIX}<reasoning-gym task>", "path/to/file.jsonl")
+CHOICES = ("ledger", "ledger:<kind>+<kind>...", *HUB, f"{PREFIX}<reasoning-gym task>", "path/to/file.jsonl")
 
 
 def load_task(name_or_path: str, **options: Any) -> Task:
@@ -27,8 +27,9 @@ def load_task(name_or_path: str, **options: Any) -> Task:
         DataError: a file or hub data set cannot be read; raised when its queries are first asked for.
     """
     name = str(name_or_path)
-    if name == Ledger.name:
-        return _build(Ledger, name, (), options)
+    base, _, kinds = name.partition(":")
+    if base == Ledger.name:
+        return _build(Ledger, name, (kinds.split("+") if kinds else (),), options)
     if name in HUB:
         return _build(hub_benchmark, name, (name,), options)
     if name.startswith(PREFIX):
@@ -42,7 +43,7 @@ def load_task(name_or_path: str, **options: Any) -> Task:
 
 
 def _build(make: Callable[..., Task], name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Task:
-    allowed = list(inspect.signature(make).parameters)[len(args) :] if make is not Ledger else []
+    allowed = list(inspect.signature(make).parameters)[len(args) :]
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         known = ", ".join(allowed) or "it takes none"

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roro_fast.config import RubricConfig
+from roro_fast.config import PAIR_RULES, RubricConfig
 from roro_fast.errors import DataError
 from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge, JudgeInput
-from roro_fast.rubric.pairs import RULES, Pair
+from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.rubric.seeds import group_by_query, seed_rubrics
 from roro_fast.train import judge_training, rubricor_training
@@ -153,7 +153,7 @@ def evaluate(judge: Judge, rubricor: Rubricor, pairs: Sequence[Pair], config: Ru
     verdicts = judge.score(inputs)
     gains = [a.score - b.score for a, b in zip(verdicts[0::2], verdicts[1::2], strict=True)]
     row: dict[str, Any] = {"heldout_pairs": len(pairs), "accuracy": round(sum(g > 0 for g in gains) / len(pairs), 4)}
-    for rule in RULES:
+    for rule in PAIR_RULES:
         total = sum(p.rule == rule for p in pairs)
         right = sum(g > 0 and p.rule == rule for p, g in zip(judged, gains, strict=True))
         row[f"accuracy_{rule}"] = round(right / total, 4) if total else None

@@ -28,7 +28,7 @@ def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     device = ctx.config.models.devices[0]
     judge = Judge.load(resolve_model(c.judge, "rubric.judge"), labels, device)
     rubricor = Rubricor.load(resolve_model(c.rubricor, "rubric.rubricor"), labels, device)
-    rubricor.closed_grammar = ctx.config.task.name == "ledger"
+    rubricor.closed_grammar = ctx.config.task.name.partition(":")[0] == "ledger"
     rubricor.max_criteria = c.max_criteria
     return judge, rubricor
 

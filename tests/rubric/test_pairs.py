@@ -71,6 +71,18 @@ def test_every_pair_obeys_the_rule_it_names(rolled):
             assert a.correct == b.correct and (p.rule == "process" or a.cost < b.cost)
 
 
+@pytest.mark.parametrize("left_out", ["outcome", "cost", "process"])
+def test_a_rule_left_out_leaves_the_other_rules_pairs(rolled, left_out):
+    whole, _ = build_pairs(*rolled, POOL, PairsConfig(max_per_query=1000))
+    rules = [r for r in ("outcome", "cost", "process") if r != left_out]
+    pairs, stats = build_pairs(*rolled, POOL, PairsConfig(max_per_query=1000, rules=rules))
+
+    def keys(found):
+        return {(p.chosen.view, p.rejected.view, p.rule, p.query_id) for p in found}
+
+    assert keys(pairs) == keys(p for p in whole if p.rule != left_out) and set(stats.rules) == set(rules)
+
+
 def test_cap_takes_from_the_rules_in_turn(rolled):
     pairs, stats = build_pairs(*rolled, POOL, PairsConfig(max_per_query=3))
     per_query = Counter(p.query_id for p in pairs)

@@ -15,6 +15,15 @@ def test_ledger_and_hub_names():
         assert isinstance(task, Benchmark) and task.name == name
 
 
+def test_a_ledger_of_some_kinds():
+    task = load_task("ledger:mul+add1")
+    found = task.queries("test", 30)
+    assert {k for q in found for k in q.meta["kinds"]} == {"add1", "mul"}
+    assert found[0].id == "ledger-test-0-add1+mul-0" and task.verify(found[0], []).error == "no answer"
+    with pytest.raises(ConfigError, match=r"task\.name: 'div' is no kind of ledger line; choose of add1, .*swap"):
+        load_task("ledger:add1+div")
+
+
 def test_files_by_path(tmp_path, monkeypatch):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"id": "a", "problem": "1 + 1?", "answer": "2"}\n')
@@ -36,7 +45,9 @@ def test_gym_names_take_the_tasks_own_options():
 
 @pytest.mark.parametrize("name", ["", "gsm", "gsm8k.json", "/tmp"])
 def test_unknown_names_list_the_choices(name):
-    with pytest.raises(ConfigError, match=r"task\.name: unknown task .*ledger, gsm8k, .*gym:<.*path/to/file\.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"task\.name: unknown task .*ledger, ledger:<kind>.*, gsm8k, .*gym:<.*path/to/file\.jsonl"
+    ):
         load_task(name)
 
 

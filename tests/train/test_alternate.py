@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from roro_fast.config import RubricConfig
+from roro_fast.config import PAIR_RULES, RubricConfig
 from roro_fast.errors import DataError
 from roro_fast.rubric.judge import Judge, JudgeInput
-from roro_fast.rubric.pairs import RULES, build_pairs
+from roro_fast.rubric.pairs import build_pairs
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.train import alternate as module
 from roro_fast.train.alternate import STATE, alternate, evaluate, phases, thirds
@@ -63,7 +63,7 @@ def test_history_has_a_row_per_phase(pairs, tmp_path):
     held = [p for p in pairs if p.split == "heldout"]
     for row in rows:
         assert row["heldout_pairs"] == len(held) > 0 and 0 <= row["accuracy"] <= 1
-        assert {f"accuracy_{r}" for r in RULES} <= set(row) and 0 <= row["heldout_malformed"] <= 1
+        assert {f"accuracy_{r}" for r in PAIR_RULES} <= set(row) and 0 <= row["heldout_malformed"] <= 1
         json.dumps(row)
     assert rows[0]["seed_rubrics"] == len({p.query_id for p in pairs if p.split == "train"})
 
