@@ -13,8 +13,8 @@ cpu::DecoderHeader decoder_header(const Tensor& norm, std::int64_t layers, std::
                                   std::int64_t dim, std::int64_t inner, bool qkv_bias, bool o_bias, bool mlp_bias,
                                   bool qk_norm, double eps) {
   check_shape("norm", norm, {-1});
-  RORO_CHECK(layers > 0 && heads > 0 && kv_heads > 0 && inner > 0, "sizes: ", layers, " layers, ", heads, " heads, ",
-             kv_heads, " key heads, intermediate size ", inner, "; each at least 1");
+  RORO_CHECK(layers >= 0 && heads > 0 && kv_heads > 0 && inner > 0, "sizes: ", layers, " layers, ", heads, " heads, ",
+             kv_heads, " key heads, intermediate size ", inner, "; all but layers at least 1");
   RORO_CHECK(heads % kv_heads == 0 && heads / kv_heads <= cpu::kAttentionRows, "heads: ", heads, " over ", kv_heads,
              " key heads; a whole ratio of at most ", cpu::kAttentionRows);
   RORO_CHECK(dim > 0 && dim % 2 == 0 && dim <= cpu::kMaxHeadDim, "head_dim: ", dim, "; an even number up to ",
@@ -112,14 +112,44 @@ const std::int64_t* bounded(const char* name, const Tensor& t, std::int64_t n, s
 
 Tensor decoder_forward_meta(const Tensor&, const Tensor& embed, const Tensor&, const Tensor&, const Tensor& ids,
                             const Tensor&, const Tensor&, Tensor, const Tensor&, const Tensor&, const Tensor&,
-                            const MaybeTensor&, const MaybeTensor&, const MaybeTensor&) {
-  return torch::stable::new_empty(embed, {ids.size(0), embed.size(1)});
+                            const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor& wanted,
+                            MaybeTensor, const MaybeTensor&, bool below) {
+  return torch::stable::new_empty(embed, {below ? 0 : wanted ? wanted->size(0) : ids.size(0), embed.size(1)});
+}
+
+void check_wanted(cpu::DecoderArgs& a, const MaybeTensor& wanted) {
+  a.num_wanted = a.tokens;
+  if (!wanted) return;
+  check_shape("wanted", *wanted, {-1});
+  a.num_wanted = wanted->size(0);
+  a.wanted = bounded("wanted", *wanted, a.num_wanted, a.tokens, "tokens:");
+  for (std::int64_t i = 1; i < a.num_wanted; ++i) {
+    RORO_CHECK(a.wanted[i - 1] < a.wanted[i], "wanted: ", a.wanted[i], " at ", i, " does not ascend");
+  }
+}
+
+void check_states(cpu::DecoderArgs& a, const cpu::DecoderSizes& s, const MaybeTensor& states,
+                  const MaybeTensor& state_slots, bool below) {
+  RORO_CHECK(states.has_value() == state_slots.has_value() && (states || !below),
+             "states, state_slots: give both where a forward is cut");
+  RORO_CHECK(s.layers || (states && !below), "packed: no layers, and the forward does not begin after any");
+  a.below = below;
+  if (!states) return;
+  check_shape("states", *states, {-1, a.page_size, s.hidden});
+  check_type("states", *states, s.half ? ScalarType::BFloat16 : ScalarType::Float);
+  check_cpu("states", *states);
+  check_rows("states", *states);
+  a.states = static_cast<char*>(states->data_ptr());
+  a.state_page_stride = states->stride(0);
+  a.state_token_stride = states->stride(1);
+  a.state_slots = bounded("state_slots", *state_slots, a.tokens, states->size(0) * a.page_size, "the states hold");
 }
 
 Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& cos, const Tensor& sin,
                        const Tensor& ids, const Tensor& positions, const Tensor& slots, Tensor pages,
                        const Tensor& page_table, const Tensor& kv_lens, const Tensor& cu_seqlens,
-                       const MaybeTensor& members, const MaybeTensor& offsets, const MaybeTensor& lengths) {
+                       const MaybeTensor& members, const MaybeTensor& offsets, const MaybeTensor& lengths,
+                       const MaybeTensor& wanted, MaybeTensor states, const MaybeTensor& state_slots, bool below) {
   const cpu::DecoderHeader h = read_header(packed);
   const cpu::DecoderSizes& s = h.sizes;
   const cpu::DecoderLayout at = cpu::decoder_layout(s);
@@ -161,7 +191,9 @@ Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& 
   a.table_stride = t.table_stride;
   a.kv_lens = t.kv_lens;
   a.cu_seqlens = t.cu_seqlens;
-  Tensor out = new_tensor({a.tokens, s.hidden}, type);
+  check_wanted(a, wanted);
+  check_states(a, s, states, state_slots, below);
+  Tensor out = new_tensor({below ? 0 : a.num_wanted, s.hidden}, type);
   a.out = out.data_ptr();
   cpu::decoder_forward(a, cpu::plan_attention(t, n, g.members, g.offsets, g.lengths, g.n), threads());
   return out;
@@ -180,8 +212,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
       "Tensor? gate_up_bias, Tensor down, Tensor? down_bias) -> ()");
   m.def(
       "decoder_forward(Tensor packed, Tensor embed, Tensor cos, Tensor sin, Tensor ids, Tensor positions, "
-      "Tensor slots, Tensor(a!) pages, Tensor page_table, Tensor kv_lens, Tensor cu_seqlens, Tensor? members, "
-      "Tensor? offsets, Tensor? lengths) -> Tensor");
+      "Tensor slots, Tensor(a!) pages, Tensor page_table, Tensor kv_lens, Tensor cu_seqlens, Tensor? members=None, "
+      "Tensor? offsets=None, Tensor? lengths=None, Tensor? wanted=None, Tensor(b!)? states=None, "
+      "Tensor? state_slots=None, bool below=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {

@@ -55,6 +55,7 @@ class Runner {
         plan_(plan),
         threads_(threads),
         bytes_(bytes_of(s_.type())),
+        rows_(a.tokens),
         arena_(room()),
         zeros_(arena_.take(s_.hidden * bytes_)),
         total_(rows(s_.hidden)),
@@ -67,27 +68,65 @@ class Runner {
 
   void run() {
     std::memset(zeros_, 0, s_.hidden * bytes_);
-    const std::int64_t width = s_.hidden * bytes_;
-    for (std::int64_t t = 0; t < a_.tokens; ++t) {
-      std::memcpy(delta_ + t * width, static_cast<const char*>(a_.embed) + a_.ids[t] * a_.embed_stride * bytes_, width);
+    begin();
+    if (!s_.layers) {
+      keep_wanted(delta_, s_.hidden);
+      rows_ = a_.num_wanted;
     }
-    add_norm(zeros_, 0, layer(0) + at_.input_norm, normed_);
+    add_norm(zeros_, 0, s_.layers ? layer(0) + at_.input_norm : a_.packed + at_.norm,
+             s_.layers ? normed_ : static_cast<char*>(a_.out));
     for (std::int64_t l = 0; l < s_.layers; ++l) {
       const char* w = layer(l);
+      const bool last = l + 1 == s_.layers;
       product(s_.qkv(), w + at_.qkv, s_.qkv_bias, normed_, qkv_);
       rotate_and_store(l, w);
+      if (last && !a_.below && !a_.num_wanted) return;
       attend(l);
+      if (last && !a_.below) {  // of the other rows nobody needs more than their keys and values
+        keep_wanted(total_, s_.hidden);
+        keep_wanted(seen_, s_.q_width());
+        rows_ = a_.num_wanted;
+      }
       product(s_.o(), w + at_.o, s_.o_bias, seen_, delta_);
       add_norm(total_, s_.hidden, w + at_.post_norm, normed_);
       product(s_.gate_up(), w + at_.gate_up, s_.mlp_bias, normed_, inner_);
       product(s_.down(), w + at_.down, s_.mlp_bias, inner_, delta_);
-      const bool last = l + 1 == s_.layers;
       add_norm(total_, s_.hidden, last ? a_.packed + at_.norm : layer(l + 1) + at_.input_norm,
-               last ? static_cast<char*>(a_.out) : normed_);
+               last && !a_.below ? static_cast<char*>(a_.out) : normed_);
     }
+    if (a_.below) leave();
   }
 
  private:
+  // delta = what comes before the first layer
+  void begin() {
+    const std::int64_t width = s_.hidden * bytes_;
+    for (std::int64_t t = 0; t < a_.tokens; ++t) {
+      const char* from = a_.states && !a_.below
+                             ? state(t)
+                             : static_cast<const char*>(a_.embed) + a_.ids[t] * a_.embed_stride * bytes_;
+      std::memcpy(delta_ + t * width, from, width);
+    }
+  }
+
+  void leave() {
+    const std::int64_t width = s_.hidden * bytes_;
+    for (std::int64_t t = 0; t < a_.tokens; ++t) std::memcpy(state(t), total_ + t * width, width);
+  }
+
+  char* state(std::int64_t t) const {
+    const std::int64_t page = a_.state_slots[t] / a_.page_size, offset = a_.state_slots[t] % a_.page_size;
+    return a_.states + (page * a_.state_page_stride + offset * a_.state_token_stride) * bytes_;
+  }
+
+  // Moves the wanted rows to the front; they ascend, so none is overwritten before it was moved.
+  void keep_wanted(char* x, std::int64_t width) const {
+    if (!a_.wanted) return;
+    for (std::int64_t i = 0; i < a_.num_wanted; ++i) {
+      if (a_.wanted[i] != i) std::memcpy(x + i * width * bytes_, x + a_.wanted[i] * width * bytes_, width * bytes_);
+    }
+  }
+
   std::int64_t room() const {
     const std::int64_t row = 3 * s_.hidden + s_.qkv_width() + 2 * s_.q_width() + s_.inner;
     return (row * a_.tokens + s_.hidden) * bytes_ + 8 * 64;
@@ -99,14 +138,14 @@ class Runner {
 
   void product(const LinearSizes& sizes, const char* w, bool bias, const char* x, char* out) {
     const std::int64_t width = sizes.columns / (sizes.gated ? 2 : 1);
-    linear({sizes, w, bias, x, a_.tokens, sizes.depth, out, s_.type(), width}, threads_);
+    linear({sizes, w, bias, x, rows_, sizes.depth, out, s_.type(), width}, threads_);
   }
 
   // normed = norm(total = delta + residual)
   void add_norm(const char* residual, std::int64_t stride, const char* weight, char* normed) {
     add_rms_norm({delta_, residual, weight, normed, total_, s_.type(), s_.type(), s_.hidden, stride, s_.hidden,
                   static_cast<float>(s_.eps)},
-                 a_.tokens, threads_);
+                 rows_, threads_);
   }
 
   PagedTensor of_layer(PagedTensor p, std::int64_t l) const {
@@ -155,6 +194,7 @@ class Runner {
   const AttentionPlan& plan_;
   const int threads_;
   const std::int64_t bytes_;
+  std::int64_t rows_;
   Arena arena_;
   char *zeros_, *total_, *normed_, *delta_, *qkv_, *q_, *seen_, *inner_;
 };

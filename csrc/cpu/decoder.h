@@ -2,6 +2,9 @@
 //
 // What is computed between roundings to the model's dtype: each product with its bias (and silu(gate) * up), each sum
 // with the residual stream, each norm, rotated q and k, attention. Sums inside are float.
+//
+// A forward may be cut in two after any layer. The residual stream between layers is rounded, and norms are computed from
+// it as it was rounded, so the two halves together have the bits of the whole.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +54,14 @@ struct DecoderArgs {
   const std::int64_t* table;
   std::int64_t table_stride;
   const std::int64_t *kv_lens, *cu_seqlens;
-  void* out;  // [tokens][hidden], after the final norm
+  const std::int64_t* wanted;  // ascending rows of out; nullptr: all
+  std::int64_t num_wanted;
+  void* out;  // [num_wanted][hidden], after the final norm
+  // The residual stream where the forward is cut, row t at state_slots[t]; nullptr: it is whole.
+  char* states;
+  std::int64_t state_page_stride, state_token_stride;  // in elements
+  const std::int64_t* state_slots;
+  bool below;  // ends there, out is not written; else it begins there instead of with the embeddings
 };
 
 void decoder_forward(const DecoderArgs& args, const AttentionPlan& plan, int threads);

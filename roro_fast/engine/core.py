@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from roro_fast.engine import boundary, finish
-from roro_fast.engine.forward import Forward, Launched
-from roro_fast.engine.kv import KVCache
-from roro_fast.engine.memory import Memory
+from roro_fast.engine.forward import Launched
+from roro_fast.engine.layout import lay_out, may_share
 from roro_fast.engine.policy import RoutingPolicy
 from roro_fast.engine.projection.catch_up import ProjectedCatchUp, Projections
 from roro_fast.engine.request import Request
@@ -30,6 +29,7 @@ from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
+from roro_fast.models.trunk import shared_layers
 from roro_fast.ops.decoder_forward import forget
 from roro_fast.profiling import mark
 
@@ -46,6 +46,9 @@ class StepEngine:
     Both are on by default on a GPU;
     results are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the
     source's KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
+    share_layers: run first layers that all models have in common, bit for bit, once per token for all of them, and keep
+    their KV once: a switch then costs only the layers that differ. Default: where there are such layers, unless decode
+    graphs or projections are on, which it does not go with. Answers are the same.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class StepEngine:
         overlap: bool | None = None,
         graphs: bool | None = None,
         projections: Projections | None = None,
+        share_layers: bool | None = None,
     ) -> None:
         if not models:
             raise ConfigError("models: the pool is empty; give at least one model")
@@ -82,19 +86,20 @@ class StepEngine:
         self.max_len = min([m.config.max_position for m in models] + [max_model_len or 1 << 62])
         self.max_batch_tokens = max_batch_tokens
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
-        self.kv = KVCache(models, kv_bytes=kv_bytes, page_size=page_size, num_slots=max_num_seqs, max_len=self.max_len)
-        self.memory = Memory(self.kv, self.slots)
         on_gpu = models[0].device.type == "cuda"
         self.overlap = on_gpu if overlap is None else overlap
-        self.forward = Forward(
-            models,
-            self.slots,
-            self.kv,
-            self.memory,
-            vocab_size=self.vocab_size,
-            max_tokens=max_batch_tokens,
-            graph_rows=max_num_seqs if (on_gpu if graphs is None else graphs) else 0,
-        )
+        self._layout: dict[str, Any] = {
+            "kv_bytes": kv_bytes,
+            "page_size": page_size,
+            "max_len": self.max_len,
+            "vocab_size": self.vocab_size,
+            "max_tokens": max_batch_tokens,
+            "graphs": on_gpu if graphs is None else graphs,
+        }
+        self._share = may_share(share_layers, graphs, on_gpu, projections)
+        self._lay_out(shared_layers(models) if self._share else 0)
+        if share_layers and not self.shared_layers:
+            raise ConfigError("share_layers: the models have no first layers in common; leave it out")
         if projections:
             self.forward.projecting = ProjectedCatchUp(models, self.kv, self.slots, projections)
         self._draft_states = torch.zeros(max_num_seqs, models[0].config.hidden_size, device=models[0].device)
@@ -104,6 +109,11 @@ class StepEngine:
         self._done: list[Trajectory] = []
         self._rollouts: list[set[int]] = []  # request ids of each rollout that is being iterated
         self._end = [""] * max_num_seqs  # finish reason that a step under judgement will bring if it is kept
+
+    def _lay_out(self, depth: int) -> None:
+        """Make the KV memory of models that share `depth` first layers, and the forward that goes by it."""
+        self.shared_layers = depth
+        self.kv, self.memory, self.forward = lay_out(self.models, self.slots, depth, **self._layout)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -245,6 +255,9 @@ class StepEngine:
         if len(ready):
             self._decide(ready, None)
         progress = bool(len(ready) or self._done)
+        if self.shared_layers:
+            active = (slots.phase == Phase.WRITE) | (slots.phase == Phase.SCOUT)
+            progress |= self.forward.launch_shared(np.nonzero(active)[0])
         flying: list[tuple[Launched, list[boundary.Asked]]] = []
         for m in range(self.num_models):
             rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
@@ -320,7 +333,7 @@ class StepEngine:
             kept, at = upload((rows[begins], np.flatnonzero(begins)), hidden.device)
             self._draft_states[kept] = hidden[at].float()
         for s in broken[slots.phase[broken] != Phase.FREE].tolist():
-            for j in range(self.num_models):
+            for j in range(self.kv.num_parts):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())
             self._finish(s, "nan")
         rows, token = rows[live], token[live]
@@ -461,5 +474,14 @@ class StepEngine:
 
     def update_weights(self, model: int) -> None:
         """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
-        self.kv.bump_version(model)
         forget(self.models[model])
+        depth = shared_layers(self.models) if self._share else 0
+        if depth != self.shared_layers:
+            self._layout["stats"] = self.kv.stats
+            del self.kv, self.memory, self.forward  # room for the new
+            self._lay_out(depth)  # running sequences have their KV computed anew
+            return
+        if depth:
+            forget(self.models[0])  # whose packed weights serve all
+        for part in range(self.kv.num_parts) if depth else [model]:
+            self.kv.bump_version(part)

@@ -13,18 +13,14 @@ from roro_fast.models.decoder import Decoder
 
 
 def cost_of(slots: Slots, s: int, models: list[Decoder], seconds: float) -> Cost:
-    generated = total = 0.0
-    for m, model in enumerate(models):
-        c = model.config
-        generated += 2.0 * c.num_params * float(slots.written[m, s])
-        total += 2.0 * c.num_params * float(slots.forward_tokens[m, s])
-        total += 4.0 * c.num_layers * c.num_heads * c.head_dim * float(slots.forward_pairs[m, s])
+    written, run = slots.written[:, s].tolist(), slots.forward_tokens[:, s].tolist()
     return Cost(
-        generated_flops=generated,
-        total_flops=total,
+        generated_flops=sum(2.0 * m.config.num_params * n for m, n in zip(models, written, strict=True)),
+        total_flops=float(slots.flops[s]),
         seconds=seconds,
-        generated_tokens=slots.written[:, s].tolist(),
-        forward_tokens=slots.forward_tokens[:, s].tolist(),
+        generated_tokens=written,
+        forward_tokens=run[:-1],
+        shared_tokens=run[-1],
         discarded_tokens=int(slots.discarded[s]),
         cached_tokens=int(slots.cached[s]),
         routing_seconds=float(slots.routing_seconds[s]),

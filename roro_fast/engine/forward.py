@@ -1,7 +1,8 @@
 """One model's turn in an iteration: schedule its rows, run them, sample, and send what was sampled to the host.
 
 `launch` only queues work on the model's device. On a GPU each model has a stream of its own, so that the models of a
-pool run at the same time and the host waits for all of them at once.
+pool run at the same time and the host waits for all of them at once. Where the models share their first layers,
+`launch_shared` runs these for all rows before any model begins, and all work is queued on one stream.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from roro_fast.engine.rng import uniforms
 from roro_fast.engine.slots import Slots
 from roro_fast.engine.transfer import Download, upload
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.inference import PagedBatch, infer, logits
+from roro_fast.models.inference import Cut, PagedBatch, infer, logits
+from roro_fast.models.trunk import trunk_params
 from roro_fast.ops.kv_handoff import CatchUpBatch, plan
 from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import SampledStep, sample_step
@@ -54,21 +56,34 @@ class Forward:
         vocab_size: int,
         max_tokens: int,
         graph_rows: int = 0,
+        depth: int = 0,
     ) -> None:
         self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
-        self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.vocab_size, self.max_tokens, self.depth = vocab_size, max_tokens, depth
         self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
+        if depth:
+            self._streams = self._streams[:1] * kv.num_parts
         for stream in filter(None, self._streams):
             stream.wait_stream(torch.cuda.current_stream(stream.device))  # the KV arena and the weights are ready
         self._graphs = [self._graphs_of(m, graph_rows) if graph_rows else None for m in range(len(models))]
+        self._name_flops()
         self.name_ranges()
+
+    def _name_flops(self) -> None:
+        """What a token costs in each part: 2 per parameter, and 4 a layer and element of the heads for every pair."""
+        for m, model in enumerate(self.models):
+            c, shared = model.config, trunk_params(model, self.depth)
+            self.slots.flops_per_token[m] = 2.0 * (c.num_params - shared)
+            self.slots.flops_per_pair[m] = 4.0 * (c.num_layers - self.depth) * c.num_heads * c.head_dim
+            self.slots.flops_per_token[-1] = 2.0 * shared
+            self.slots.flops_per_pair[-1] = 4.0 * self.depth * c.num_heads * c.head_dim
 
     def name_ranges(self) -> None:
         """Look the profiler's ranges up, once: per model one for decode batches, one for those with catch-up rows."""
-        models = range(len(self.models))
-        self._decode_marks = [mark(f"forward/{m}") for m in models]
-        self._catch_up_marks = [mark(f"catch-up/{m}") for m in models]
+        names = [*range(len(self.models)), "shared"][: self.kv.num_parts]
+        self._decode_marks = [mark(f"forward/{name}") for name in names]
+        self._catch_up_marks = [mark(f"catch-up/{name}") for name in names]
 
     def _graphs_of(self, m: int, rows: int) -> DecodeGraphs:
         kv, model = self.kv, self.models[m]
@@ -123,14 +138,47 @@ class Forward:
             if (mine := self._streams[m]) is not None and other is not mine:
                 other.wait_stream(mine)
 
+    def launch_shared(self, rows: np.ndarray) -> bool:
+        """Queue the forward of the shared layers over what they have not seen of `rows`. False when it is nothing."""
+        c, kv = len(self.models), self.kv
+        with self.on(0):
+            with mark("schedule"):
+                rows, start, count, keys = self.memory.schedule(c, rows, self.max_tokens)
+                if not len(rows):
+                    return False
+            table, context, batch, prefix = self._plan(c, rows, start, count)
+            self.slots.forward_tokens[c, rows] += count
+            kv.kv_len[c, rows] = context
+            with (self._decode_marks if len(rows) == len(batch.ids) else self._catch_up_marks)[c]:
+                sent = upload((*batch[:3], table, context, batch.cu_seqlens, *(prefix or ())), kv.states.device)
+                ids, positions, where, pages, lens, cu = sent[:6]
+                groups = PrefixGroups(*sent[6:]) if prefix else None
+                cut = Cut(self.depth, kv.states, where, True)
+                paged = PagedBatch(ids, positions, where, kv.pages[c], pages, lens, cu, groups, cut=cut)
+                infer(self.models[0], paged)
+        for s, chain in keys.items():
+            kv.publish_prefix(c, s, chain, self.slots.tokens[s])
+        return True
+
+    def _plan(
+        self, c: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, CatchUpBatch, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
+        """(page table, context, batch, shared prefixes) of a forward of part c, which is charged for."""
+        kv, context, home = self.kv, start + count, self.kv.home(c)
+        table = kv.table[home, rows, : kv.pages_for(int(context.max()))]
+        batch = plan(self.slots.tokens, rows, start, count, kv.table[home], kv.page_size)
+        self.slots.charge(c, rows, count, context)
+        return table, context, batch, shared_prefixes(table, start, kv.page_size) if home == c else None
+
     def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> Launched:
-        slots, kv, context = self.slots, self.kv, start + count
-        table = kv.table[m, rows, : kv.pages_for(int(context.max()))]
-        batch = plan(slots.tokens, rows, start, count, kv.table[m], kv.page_size)
-        prefix = shared_prefixes(table, start, kv.page_size)
+        slots, kv = self.slots, self.kv
+        table, context, batch, prefix = self._plan(m, rows, start, count)
+        slots.forward_tokens[m, rows] += context - np.minimum(kv.kv_len[m, rows], start)
         kv.kv_len[m, rows] = context
-        slots.forward_tokens[m, rows] += count
-        slots.forward_pairs[m, rows] += count * context - count * (count - 1) / 2
+        residuals = None
+        if kv.trunk is not None:
+            at = batch if kv.home(m) != m else plan(slots.tokens, rows, start, count, kv.table[kv.trunk], kv.page_size)
+            residuals = at.slots
         whole = context == slots.length[rows]
         ends, rows = np.cumsum(count)[whole] - 1, rows[whole]
         draws = uniforms(slots.key[rows], slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE)
@@ -141,7 +189,7 @@ class Forward:
                 decode = DecodeRows(batch.ids, batch.positions, batch.slots, table, context, *settings, prefix)
                 hidden, sampled = graphs.run(decode)
             else:
-                hidden, sampled = self._eager(m, batch, table, context, prefix, ends, settings)
+                hidden, sampled = self._eager(m, batch, table, context, prefix, ends, settings, residuals)
             return Launched(m, rows, hidden, sampled, Download(sampled))
 
     def _eager(
@@ -153,15 +201,21 @@ class Forward:
         prefix: tuple[np.ndarray, ...] | None,
         ends: np.ndarray,
         settings: tuple[np.ndarray, ...],
+        residuals: np.ndarray | None,
     ) -> tuple[torch.Tensor, SampledStep]:
         """Hidden states and samples of the tokens `ends` of the batch."""
         model, (draws, temperature, top_k, top_p) = self.models[m], settings
         parts = batch.ids, batch.positions, batch.slots, table, context, batch.cu_seqlens
         limits = (top_k, top_p) if top_k.any() or (top_p < 1).any() else ()
-        sent = upload((*parts, ends, draws, temperature, *limits, *(prefix or ())), model.device)
+        sent = upload(
+            (*parts, ends, draws, temperature, *limits, *(prefix or ()), *(() if residuals is None else (residuals,))),
+            model.device,
+        )
         ids, positions, where, pages, lens, cu, last, u, heat = sent[:9]
+        cut = None if residuals is None else Cut(self.depth, self.kv.states, sent.pop(), False)
         groups = PrefixGroups(*sent[-3:]) if prefix else None
-        hidden = infer(model, PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups))[last]
+        paged = PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups, last, cut)
+        hidden = infer(model, paged)
         scores = logits(model, hidden)[:, : self.vocab_size]
         with mark("sample"):
             return hidden, sample_step(scores, u, heat, *(sent[9:11] if limits else ()))

@@ -3,6 +3,9 @@
 The arena is cut in equal slabs. A slab belongs to one model at a time and holds a whole number of that model's pages,
 so memory moves between models as the routing shifts. A page holds all layers of `page_size` tokens:
 [layer, k/v, offset, kv_head, head_dim].
+
+Where the models share their first layers, these are one more part with page tables of its own, and a model's part holds
+only its other layers. What is said of a model's pages here goes for every part.
 """
 
 from __future__ import annotations
@@ -40,35 +43,58 @@ class CachedPage(NamedTuple):
 
 
 class KVCache:
-    """Page tables of `num_slots` sequences for every model: `table[m]` [slots, pages] and `kv_len` [K, slots] int64."""
+    """Page tables of `num_slots` sequences for every part: `table[c]` [slots, pages] and `kv_len` [C, slots] int64.
 
-    def __init__(self, models: list[Decoder], *, kv_bytes: int, page_size: int, num_slots: int, max_len: int) -> None:
-        arena = Arena(models, kv_bytes, page_size)
+    depth: first layers that all models share. Their part is `trunk`, None where there is none, and `states` [pages,
+    page_size, H] holds the residual stream after them. A model without further layers has no pages; its `kv_len` still
+    says what it has seen.
+    """
+
+    def __init__(
+        self,
+        models: list[Decoder],
+        *,
+        kv_bytes: int,
+        page_size: int,
+        num_slots: int,
+        max_len: int,
+        depth: int = 0,
+        stats: CacheStats | None = None,
+    ) -> None:
+        arena = Arena(models, kv_bytes, page_size, depth)
         self.page_size, self.num_models, self.device_group = page_size, len(models), np.array(arena.group)
         self.page_bytes, self.capacity, self.scratch = arena.page_bytes, arena.capacity, arena.scratch
-        self.pool, self.pages = arena.pool, arena.pages
+        self.pool, self.pages, self.whole, self.slab_bytes = arena.pool, arena.pages, arena.whole, arena.slab_bytes
+        self.num_parts = len(self.pages)
+        self.trunk = len(models) if depth else None
+        self.states = arena.states if depth else torch.empty(0)
         width = -(-max_len // page_size)
-        self.table = np.zeros((len(models), num_slots, width), np.int64)
-        self.num_pages = np.zeros((len(models), num_slots), np.int64)
-        self.kv_len = np.zeros((len(models), num_slots), np.int64)
-        self.shared = np.zeros((len(models), num_slots), bool)  # may hold pages others hold too: check before writing
-        self.versions = [0] * len(models)
-        self._cached: list[OrderedDict[int, CachedPage]] = [OrderedDict() for _ in models]
-        self.stats = CacheStats()
+        self.table = np.zeros((self.num_parts, num_slots, width), np.int64)
+        self.num_pages = np.zeros((self.num_parts, num_slots), np.int64)
+        self.kv_len = np.zeros((self.num_parts, num_slots), np.int64)
+        self.shared = np.zeros((self.num_parts, num_slots), bool)  # may hold others' pages too: check before writing
+        self.versions = [0] * self.num_parts
+        self._cached: list[OrderedDict[int, CachedPage]] = [OrderedDict() for _ in self.pages]
+        self.stats = stats or CacheStats()
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
     def check_fits(self, tokens: int, field: str) -> None:
         """CapacityError unless one sequence of `tokens` tokens fits the arena for every model."""
-        need = self.pages_for(tokens)
-        for m, capacity in enumerate(self.capacity):
-            if need > capacity:
+        for m in range(self.num_models):
+            parts = [c for c in (m, self.trunk) if c is not None and self.page_bytes[c]]
+            slabs = [-(-self.pages_for(tokens) // self.pool.pages_per_slab[c]) for c in parts]
+            size, have = self.slab_bytes[m], self.capacity[m] // self.pool.pages_per_slab[m]
+            if sum(slabs) > have:
                 raise CapacityError(
-                    f"{field}: a sequence of {tokens} tokens needs {need * self.page_bytes[m]} bytes of KV for model "
-                    f"{m}, "
-                    f"engine.kv_bytes holds {capacity * self.page_bytes[m]}; raise engine.kv_bytes or lower the length"
+                    f"{field}: a sequence of {tokens} tokens needs {sum(slabs) * size} bytes of KV for model {m}, "
+                    f"engine.kv_bytes holds {have * size}; raise engine.kv_bytes or lower the length"
                 )
+
+    def home(self, m: int) -> int:
+        """The part whose pages a forward of model m goes by: its own, or the shared one where it has none."""
+        return m if self.page_bytes[m] or self.trunk is None else self.trunk
 
     # -- pages of one sequence -------------------------------------------------------------------------------------
 
@@ -98,7 +124,7 @@ class KVCache:
         return n
 
     def free(self, slot: int) -> None:
-        for m in range(self.num_models):
+        for m in range(self.num_parts):
             self.drop(m, slot)
 
     def truncate(self, slot: int, length: int) -> None:
@@ -110,7 +136,7 @@ class KVCache:
 
     def fork(self, source: int, target: int) -> None:
         """Let `target` share every page of `source`; whoever writes a shared page first gets a private copy."""
-        for m in range(self.num_models):
+        for m in range(self.num_parts):
             n = int(self.num_pages[m, source])
             self.table[m, target, :n] = self.table[m, source, :n]
             self.pool.incref(m, self.table[m, source, :n].tolist())
@@ -131,14 +157,38 @@ class KVCache:
                 if self.pool.refcount(m, page) > 1:
                     return False
                 continue
-            device = self.pages[m].device
-            copy_pages(self.pages[m], torch.tensor([page], device=device), torch.tensor(fresh, device=device))
+            whole, device = self.whole[m], self.whole[m].device
+            copy_pages(whole, torch.tensor([page], device=device), torch.tensor(fresh, device=device))
             self.pool.decref(m, [page])
             self.table[m, slot, i] = fresh[0]
             self.stats.cow_pages += 1
         if hi == self.num_pages[m, slot]:
             self.shared[m, slot] = False
         return True
+
+    def compact(self, m: int, slot: int) -> bool:
+        """Move the pages of the only sequence left together, so that slabs come free; False when that gains nothing.
+
+        It may hold pages of two parts, which together fit the arena, though not from any state: pages of one that lie
+        scattered keep slabs from the other.
+        """
+        if (slabs := self.scattered(m, slot)) == 0:
+            return False
+        n = int(self.num_pages[m, slot])
+        pages = self.table[m, slot, :n].tolist()
+        self.forget(m, pages)
+        if any(self.pool.refcount(m, page) > 1 for page in pages):
+            return False
+        held = self.whole[m][pages]
+        self.pool.decref(m, pages)
+        self.table[m, slot, :n] = fresh = self.pool.alloc(m, n)
+        self.whole[m][fresh] = held
+        return self.scattered(m, slot) < slabs
+
+    def scattered(self, m: int, slot: int) -> int:
+        """Slabs that the slot's pages lie in beyond the fewest that could hold them."""
+        pages, size = self.table[m, slot, : self.num_pages[m, slot]], self.pool.pages_per_slab[m]
+        return len(np.unique(pages // size)) - -(-len(pages) // size)
 
     # -- prefix cache ----------------------------------------------------------------------------------------------
 
@@ -186,10 +236,10 @@ class KVCache:
         self._cached[m].clear()
 
     def bump_version(self, m: int) -> None:
-        """The weights of model m changed: nothing computed by it may be reused, not even by running sequences."""
+        """The weights of part m changed: nothing computed by it may be reused, not even by running sequences."""
         self.versions[m] += 1
         self.clear_prefixes(m)
-        for slot in np.nonzero(self.num_pages[m])[0]:
+        for slot in np.nonzero(self.kv_len[m] + self.num_pages[m])[0]:
             self.drop(m, int(slot))
 
     def room(self, m: int) -> int:
@@ -212,7 +262,7 @@ class KVCache:
     def leaked_pages(self) -> int:
         """Pages in use that neither a slot nor the cache accounts for; 0 unless there is a bug."""
         held: list[set[int]] = [{entry.page for entry in c.values()} for c in self._cached]
-        for m in range(self.num_models):
+        for m in range(self.num_parts):
             for slot in np.nonzero(self.num_pages[m])[0]:
                 held[m].update(self.table[m, slot, : self.num_pages[m, slot]].tolist())
-        return sum(self.pool.used(m) - len(held[m]) for m in range(self.num_models))
+        return sum(self.pool.used(m) - len(held[m]) for m in range(self.num_parts))

@@ -3,6 +3,8 @@
 The ladder: free pages, unused prefix-cache pages, KV that a sequence holds for models it is not using, then preemption
 of the youngest sequence (its KV is dropped and recomputed later; its tokens stay). A preempted sequence holds nothing
 until it resumes, the oldest running one can take from all others and fits by admission: there is always progress.
+Layers that all models share are always in use: only preemption takes their KV; that of the last sequence left is moved
+together where it lies scattered.
 """
 
 from __future__ import annotations
@@ -22,22 +24,33 @@ class Memory:
     def schedule(
         self, m: int, rows: np.ndarray, max_tokens: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, list[int]]]:
-        """(rows, start, count, prefix keys by slot) of this iteration's forward of model m, pages reserved.
+        """(rows, start, count, prefix keys by slot) of this iteration's forward of part m, pages reserved.
 
-        Decode rows come first, longer ones by age; a row that does not fit the token budget is chunked or waits.
+        Decode rows come first, longer ones by age; a row that does not fit the token budget is chunked or waits. Where
+        first layers are shared, a model can go as far as these have come, and they have nothing to do for a row that
+        they have seen to its end.
         """
-        kv, slots = self.kv, self.slots
+        kv, slots, trunk = self.kv, self.slots, self.kv.trunk
         if slots.paused[rows].any():
-            rows = self._resume(m, rows)
+            rows = self._resume(m, rows) if trunk in (None, m) else rows[~slots.paused[rows]]
+        if trunk not in (None, m):
+            rows = rows[kv.kv_len[trunk, rows] > 0]
+            if kv.home(m) == trunk:
+                rows = rows[kv.kv_len[trunk, rows] == slots.length[rows]]
+                return rows, slots.length[rows] - 1, np.ones(len(rows), np.int64), {}
         rows, keys = self._touch(m, rows)
+        if m == trunk:
+            rows = rows[kv.kv_len[m, rows] < slots.length[rows]]
         # Logits come from running the last token. A fork may hold its KV already: an equal write, on a page of its own.
         known = rows[kv.kv_len[m, rows] == slots.length[rows]]
         kv.kv_len[m, known] -= 1
         kv.shared[m, known] = True
         start = kv.kv_len[m, rows]
-        need = slots.length[rows] - start
+        need = (slots.length[rows] if trunk in (None, m) else kv.kv_len[trunk, rows]) - start
         order = np.lexsort((slots.arrival[rows], need > 1))
         rows, start, need = rows[order], start[order], need[order]
+        if trunk not in (None, m) and (need <= 0).any():  # waits for the shared layers
+            rows, start, need = rows[need > 0], start[need > 0], need[need > 0]
         before = np.cumsum(need) - need
         count = np.minimum(need, max_tokens - before)
         fits = count > 0
@@ -101,6 +114,8 @@ class Memory:
         for s in paused[np.argsort(slots.arrival[paused])]:
             running = int(((slots.phase != Phase.FREE) & ~slots.paused).sum())
             need = kv.pages_for(int(slots.length[s]))
+            if m == kv.trunk:  # its writer's own layers will want room too
+                need += -(-need * kv.page_bytes[slots.writer[s]] // kv.page_bytes[m])
             if running and room < need + running:
                 break
             slots.paused[s] = False
@@ -123,8 +138,10 @@ class Memory:
         """Take pages from somebody, least painful first. False when nothing is left to take from younger sequences."""
         kv, slots = self.kv, self.slots
         held = (kv.num_pages > 0) & (kv.device_group == kv.device_group[m])[:, None]  # elsewhere it would not help
-        idle = held & (np.arange(kv.num_models)[:, None] != slots.writer)
+        idle = held & (np.arange(kv.num_parts)[:, None] != slots.writer)
         idle[0] &= slots.phase != Phase.SCOUT
+        if kv.trunk is not None:
+            idle[kv.trunk] = False
         idle[m, s] = False
         if idle.any():
             models, owners = np.nonzero(idle)
@@ -134,10 +151,10 @@ class Memory:
             return True
         others = held.any(0) & (slots.arrival > slots.arrival[s])
         if not others.any():
-            own = [j for j in range(kv.num_models) if j != m and held[j, s]]
+            own = [j for j in range(kv.num_parts) if j not in (m, kv.trunk) and held[j, s]]
             for j in own:
                 kv.drop(j, s)
-            return bool(own)
+            return bool(own) or (kv.trunk not in (None, m) and kv.compact(kv.trunk, s))
         victim = int(np.argmax(np.where(others, slots.arrival, -1)))
         kv.free(victim)
         slots.paused[victim] = True

@@ -44,8 +44,10 @@ class Slots:
         self.run_min_conf, self.run_prod_conf = np.ones(n), np.ones(n)
         self.budget = np.ones(n, np.float32)
         self.written = np.zeros((num_models, n), np.int64)  # kept tokens per writer
-        self.forward_tokens = np.zeros((num_models, n), np.int64)
-        self.forward_pairs = np.zeros((num_models, n))  # (query, key) pairs attended, for FLOPs
+        # Tokens that each model has run or been given by the layers it shares; last, those that these layers ran.
+        self.forward_tokens = np.zeros((num_models + 1, n), np.int64)
+        self.flops = np.zeros(n)
+        self.flops_per_token, self.flops_per_pair = np.zeros(num_models + 1), np.zeros(num_models + 1)
         self.discarded, self.cached = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.routing_seconds = np.zeros(n)
         self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far
@@ -69,9 +71,8 @@ class Slots:
         prompt = chain_hash(0, self.tokens[s, :n])  # one seed for a whole data set must not mean equal draws everywhere
         self.key[s] = stream_key(r.seed, r.sample, prompt, 0)
         self.route_key[s] = stream_key(r.seed, r.sample, prompt, 1)
-        for a in (self.written, self.forward_tokens, self.forward_pairs):
-            a[:, s] = 0
-        self.cached[s] = self.routing_seconds[s] = 0
+        self.written[:, s] = self.forward_tokens[:, s] = 0
+        self.flops[s] = self.cached[s] = self.routing_seconds[s] = 0
         self.discarded[s] = self.draws[s] = self.rewrites[s] = 0
         self.run_min_conf[s] = self.run_prod_conf[s] = 1.0
         self.step_index[s] = 0
@@ -90,11 +91,16 @@ class Slots:
         else:
             self.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
 
-    def charge_cached(self, m: int, s: int, n: int) -> None:
+    def charge(self, c: int, rows: np.ndarray, count: np.ndarray, context: np.ndarray) -> None:
+        """Add the FLOPs of running the last `count` of `context` tokens of each row through part c."""
+        pairs = count * context - count * (count - 1) / 2  # (query, key)
+        self.flops[rows] += self.flops_per_token[c] * count + self.flops_per_pair[c] * pairs
+
+    def charge_cached(self, c: int, s: int, n: int) -> None:
         """Count a shared prefix of n tokens as run: a cost must not depend on who else is in the batch."""
         self.cached[s] += n
-        self.forward_tokens[m, s] += n
-        self.forward_pairs[m, s] += n * (n + 1) / 2
+        self.forward_tokens[c, s] += n
+        self.charge(c, np.array([s]), np.array([n]), np.array([n]))
 
     def begin_step(self, s: int) -> None:
         self.step_start[s] = self.length[s]

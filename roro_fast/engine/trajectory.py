@@ -48,7 +48,7 @@ class Cost:
     generated_flops: 2N per token kept in the final answer (the papers' count).
     total_flops: every forward: prompt prefill, catch-up, scout, discarded drafts, attention included. Prompt tokens
         that came from the prefix cache (`cached_tokens`) count as if run alone, so that a cost is the answer's own.
-        Tokens whose KV was projected instead count with what the map costs.
+        Tokens whose KV was projected instead count with what the map costs; layers that all models share count once.
     seconds: wall clock from admission to finish.
     price: what the answer costs by a price table, filled by whoever has one; None without.
     """
@@ -57,7 +57,8 @@ class Cost:
     total_flops: float = 0.0
     seconds: float = 0.0
     generated_tokens: list[int] = field(default_factory=list)  # kept tokens per model
-    forward_tokens: list[int] = field(default_factory=list)  # tokens run through each model
+    forward_tokens: list[int] = field(default_factory=list)  # tokens run through each model, shared layers or not
+    shared_tokens: int = 0  # tokens run through layers that all models share, once for all of them
     discarded_tokens: int = 0
     cached_tokens: int = 0
     routing_seconds: float = 0.0  # share of the policy's wall clock in this answer's decisions

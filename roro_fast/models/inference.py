@@ -12,12 +12,26 @@ from roro_fast.ops.paged_attention import PrefixGroups, make_groups, paged_atten
 from roro_fast.ops.registry import Implementation, register, select
 
 
+class Cut(NamedTuple):
+    """Where a forward is cut in two: after layer `depth - 1`.
+
+    The residual stream there is kept in states [pages, page_size, H], of the batch's tokens at slots [T] int64.
+    `below`: this half runs the layers before `depth` and leaves its residuals there; the other begins with them.
+    """
+
+    depth: int
+    states: torch.Tensor
+    slots: torch.Tensor
+    below: bool
+
+
 class PagedBatch(NamedTuple):
     """T tokens over N sequences, decode and catch-up rows together, and where their keys and values live.
 
     ids, positions, slots [T] int64, slots = page * page_size + offset, all different; pages [pages, layers, 2,
-    page_size, Hkv, D] of the model's dtype, keys then values; page_table [N, P], kv_lens [N] with the new tokens,
-    cu_seqlens [N + 1], int64; prefix names sequences that share pages, see `paged_attention`.
+    page_size, Hkv, D] of the model's dtype, keys then values, only of the layers that run; page_table [N, P], kv_lens
+    [N] with the new tokens, cu_seqlens [N + 1], int64; prefix names sequences that share pages, see `paged_attention`.
+    wanted [M] int64, ascending: the tokens whose states are asked for, None for all.
     """
 
     ids: torch.Tensor
@@ -28,10 +42,15 @@ class PagedBatch(NamedTuple):
     kv_lens: torch.Tensor
     cu_seqlens: torch.Tensor
     prefix: PrefixGroups | None = None
+    wanted: torch.Tensor | None = None
+    cut: Cut | None = None
 
 
 def infer(model: Decoder, batch: PagedBatch) -> torch.Tensor:
-    """Final-normed hidden states [T, hidden] of the batch; its keys and values are written to `batch.pages`."""
+    """Final-normed hidden states [M, hidden] of the batch's wanted tokens, [0, hidden] below a cut.
+
+    The keys and values of all its tokens are written to `batch.pages`.
+    """
     hidden: torch.Tensor = select("decoder_forward", model.device, model.dtype)(model, batch)
     return hidden
 
@@ -50,21 +69,41 @@ def reference(model: Decoder, batch: PagedBatch) -> torch.Tensor:
     rope = select("norm_rope_store", device, dtype)
     add_norm = select("add_rms_norm", device, dtype)
     silu_mul = select("silu_mul", device, dtype)
-    grouped = wants_groups(device, dtype)
+    grouped = b.pages.shape[1] > 0 and wants_groups(device, dtype)
     groups = make_groups(b.page_table, b.kv_lens, b.cu_seqlens, b.pages[:, 0, 0]) if grouped else None
     at = b.page_table, b.kv_lens, b.cu_seqlens
-    layers = cast("list[Layer]", list(model.layers))
-    norms = [*(layer.input_norm for layer in layers[1:]), model.norm]
-    total: torch.Tensor = model.embed(b.ids)
-    normed = layers[0].input_norm(total)
+    layers, total, normed = _begin(model, b)
+    below = b.cut is not None and b.cut.below
+    norms = [*(layer.input_norm for layer in layers[1:]), model.norm][: len(layers)]
     for layer, pages, after in zip(layers, b.pages.unbind(1), norms, strict=True):
         k, v = pages.unbind(1)
         heads = (c.num_heads, c.num_kv_heads, *layer.qk_weights)
         q = rope(layer.qkv(normed), *heads, model.cos, model.sin, b.positions, k, v, b.slots, c.rms_norm_eps)
-        seen = paged_attention(q, k, v, *at, groups=groups, prefix=b.prefix)
-        normed, total = add_norm(layer.o(seen.flatten(1)), total, layer.post_norm.weight, c.rms_norm_eps)
+        seen = paged_attention(q, k, v, *at, groups=groups, prefix=b.prefix).flatten(1)
+        if after is model.norm and not below and b.wanted is not None:  # the others are only attended to
+            seen, total = seen[b.wanted], total[b.wanted]
+        normed, total = add_norm(layer.o(seen), total, layer.post_norm.weight, c.rms_norm_eps)
         normed, total = add_norm(layer.down(silu_mul(layer.gate_up(normed))), total, after.weight, c.rms_norm_eps)
+    if b.cut is not None and b.cut.below:
+        size = b.cut.states.shape[1]
+        b.cut.states[b.cut.slots // size, b.cut.slots % size] = total
+        return normed[:0]
     return normed
+
+
+def _begin(model: Decoder, b: PagedBatch) -> tuple[list[Layer], torch.Tensor, torch.Tensor]:
+    """The layers to run, the residual stream before them and its norm."""
+    layers = cast("list[Layer]", list(model.layers))
+    if b.cut is None or b.cut.below:
+        total: torch.Tensor = model.embed(b.ids)
+        return layers if b.cut is None else layers[: b.cut.depth], total, layers[0].input_norm(total)
+    size, layers = b.cut.states.shape[1], layers[b.cut.depth :]
+    total = b.cut.states[b.cut.slots // size, b.cut.slots % size]
+    if not layers and b.wanted is not None:
+        total = total[b.wanted]
+    add_norm = select("add_rms_norm", model.device, model.dtype)  # what a whole forward takes this norm from
+    norm = layers[0].input_norm if layers else model.norm
+    return layers, total, add_norm(total, torch.zeros_like(total), norm.weight, model.config.rms_norm_eps)[0]
 
 
 register(Implementation("decoder_forward", "reference", reference))

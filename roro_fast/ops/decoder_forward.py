@@ -60,28 +60,33 @@ class Packed(Generic[T]):
         return list(map(torch.Tensor.data_ptr, now)), versions
 
 
-_layers: WeakKeyDictionary[nn.Module, Packed[torch.Tensor]] = WeakKeyDictionary()
+_Span = tuple[int, int]  # layers [first, last)
+_layers: WeakKeyDictionary[nn.Module, dict[_Span, Packed[torch.Tensor]]] = WeakKeyDictionary()
 _heads: WeakKeyDictionary[nn.Module, Packed[PackedLinear]] = WeakKeyDictionary()
 
 
-def packed_layers(model: Any) -> torch.Tensor:
-    """All layers and the final norm in one block; packed again when a parameter has changed since."""
-    found = _layers.get(model)
+def packed_layers(model: Any, span: _Span | None = None) -> torch.Tensor:
+    """Some layers (default all) and the final norm in one block; packed again when a parameter has changed since."""
+    span = (0, model.config.num_layers) if span is None else span
+    mine = _layers.get(model) or {}
+    found = mine.get(span)
     if found is None or found.stale():
         with _lock:
-            found = _layers.get(model) or Packed([model.norm, *model.layers.modules()])
+            mine = _layers.setdefault(model, {})
+            layers = [m for layer in model.layers[slice(*span)] for m in layer.modules()]
+            found = mine.get(span) or Packed([model.norm, *layers])
             if found.stale():
-                found.fill(lambda: _pack_layers(model))
-            _layers[model] = found
+                found.fill(lambda: _pack_layers(model, span))
+            mine[span] = found
     return found.weights
 
 
-def _pack_layers(model: Any) -> torch.Tensor:
+def _pack_layers(model: Any, span: _Span) -> torch.Tensor:
     c = model.config
-    sizes = c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size
+    sizes = span[1] - span[0], c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size
     flags = c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm
     layers: torch.Tensor = native.call("decoder_new", model.norm.weight, *sizes, *flags, c.rms_norm_eps)
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.layers[slice(*span)]):
         products = [t for m in (layer.o, layer.gate_up, layer.down) for t in (m.weight, m.bias)]
         attention = layer.input_norm.weight, layer.qkv.weight, layer.qkv.bias, *layer.qk_weights, *products[:2]
         native.call("decoder_set_layer", layers, i, *attention, layer.post_norm.weight, *products[2:])
@@ -117,9 +122,13 @@ def usable(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
 def cpu(model: Any, batch: Any) -> torch.Tensor:
     """csrc/cpu/decoder.cpp"""
     shared = (None, None, None) if batch.prefix is None else batch.prefix
+    cut, span = batch.cut, None
+    if cut is not None:
+        span = (0, cut.depth) if cut.below else (cut.depth, model.config.num_layers)
     hidden: torch.Tensor = native.call(
-        "decoder_forward", packed_layers(model), model.embed.weight, model.cos, model.sin, batch.ids, batch.positions,
-        batch.slots, batch.pages, batch.page_table, batch.kv_lens, batch.cu_seqlens, *shared,
+        "decoder_forward", packed_layers(model, span), model.embed.weight, model.cos, model.sin, batch.ids,
+        batch.positions, batch.slots, batch.pages, batch.page_table, batch.kv_lens, batch.cu_seqlens, *shared,
+        batch.wanted, *((None, None, False) if cut is None else cut[1:]),
     )  # fmt: skip
     return hidden
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -85,6 +85,34 @@ def _cast(index: int, dtype: torch.dtype) -> Decoder:
 
 def pool(k: int = 2) -> list[Decoder]:
     return [exact(i) for i in range(k)]
+
+
+# layers of each model, and how many of them all have in common
+FAMILIES = {"prefix": ([2, 4], 2), "twins": ([3, 3], 1), "three": ([2, 3, 4], 1), "one of three": ([2, 4, 3], 2)}
+
+
+def family(name: str) -> list[Decoder]:
+    """Models that begin alike: cut from one of 4 layers, changed from the last common layer on, with heads apart."""
+    return [copy.deepcopy(m) for m in _family(name, DTYPE)]
+
+
+@cache
+def _family(name: str, dtype: torch.dtype) -> list[Decoder]:
+    depths, common = FAMILIES[name]
+    deep = copy.deepcopy(model_pair(1)[1])
+    deep.layers.append(copy.deepcopy(deep.layers[0]))
+    g = torch.Generator().manual_seed(4)
+    models = []
+    with torch.no_grad():
+        for p in deep.layers[3].parameters():
+            p.mul_(torch.rand(p.shape, generator=g) + 0.5)
+        for depth in depths:
+            m = copy.deepcopy(deep)
+            m.layers, m.config = m.layers[:depth], replace(m.config, num_layers=depth)
+            for p in [*m.layers[common:].parameters(), m.norm.weight, m.head.weight]:
+                p.mul_(0.8 + 0.4 * torch.rand(p.shape, generator=g))
+            models.append(m.to(dtype))
+    return models
 
 
 def engine(models: list[Decoder] | None = None, **settings: Any) -> StepEngine:
@@ -177,7 +205,7 @@ def run(e: StepEngine, rows: Iterable[Request], policy: RoutingPolicy | None = N
 def assert_clean(e: StepEngine) -> None:
     assert e.kv.leaked_pages() == 0
     assert not e.has_work and not e.kv.num_pages.any() and (e.slots.phase == Phase.FREE).all()
-    for m in range(e.num_models):
+    for m in range(e.kv.num_parts):
         e.kv.clear_prefixes(m)
         assert e.kv.pool.used(m) == 0
 
@@ -202,7 +230,7 @@ def cold_kv(model: Decoder, ids: list[int]) -> torch.Tensor:
 
 
 def cached_kv(e: StepEngine, m: int, slot: int) -> torch.Tensor:
-    """Keys and values [kv_len, layers, 2, Hkv, D] that the pages of `slot` hold for model m."""
+    """Keys and values [kv_len, layers, 2, Hkv, D] that the pages of `slot` hold for part m."""
     pages = e.kv.pages[m][e.kv.table[m, slot, : e.kv.num_pages[m, slot]]]
     return pages.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[: e.kv.kv_len[m, slot]]
 
@@ -214,9 +242,15 @@ def check_kv(e: StepEngine, atol: float | None = None) -> int:
     for slot in np.nonzero(e.slots.phase != Phase.FREE)[0]:
         ids = e.slots.tokens[slot, : e.slots.length[slot]].tolist()
         for m, model in enumerate(e.models):
-            n = int(e.kv.kv_len[m, slot])
+            n, p = int(e.kv.kv_len[m, slot]), e.shared_layers
             if n:
-                torch.testing.assert_close(cached_kv(e, m, slot), cold_kv(model, ids)[:n], atol=atol, rtol=0)
+                want = cold_kv(model, ids)
+                if e.kv.home(m) == m:
+                    torch.testing.assert_close(cached_kv(e, m, slot), want[:n, p:], atol=atol, rtol=0)
+                if p:
+                    assert e.kv.home(m) == m or n <= e.kv.kv_len[e.kv.trunk, slot]
+                    shared = cached_kv(e, e.kv.trunk, slot)
+                    torch.testing.assert_close(shared, want[: len(shared), :p], atol=atol, rtol=0)
                 compared += n
     return compared
 

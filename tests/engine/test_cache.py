@@ -91,7 +91,7 @@ def test_a_page_cut_by_a_chunk_is_not_shared_yet() -> None:
 
 
 def test_different_models_do_not_share_pages() -> None:
-    e = engine([pairs.exact(0), pairs.exact(0)], page_size=4)
+    e = engine([pairs.exact(0), pairs.exact(0)], page_size=4, share_layers=False)
     assert forwarded(e, [Request(COMMON, max_new_tokens=1, tag={"id": 0})]) == [33, 0]
     before = e.kv.stats.hit_tokens
     run_ = list(e.rollout([Request(COMMON, max_new_tokens=1, model=1, tag={"id": 1})]))

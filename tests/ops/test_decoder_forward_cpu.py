@@ -13,7 +13,7 @@ import torch
 
 from roro_fast.errors import ConfigError, RoroError
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.inference import PagedBatch, infer, logits
+from roro_fast.models.inference import Cut, PagedBatch, infer, logits
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import decoder_forward, native
 from roro_fast.ops.registry import select
@@ -115,6 +115,33 @@ def test_chunks_have_the_same_bits_as_one_prefill(isa: str, dtype: torch.dtype, 
     assert torch.equal(warm.nan_to_num(), cold.nan_to_num())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_a_forward_cut_in_two_has_the_bits_of_the_whole(
+    isa: str, case: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = load(tmp_path, case, dtype)
+    ids, layers = tokens(LENGTHS), model.config.num_layers
+    cold = empty_pages(model, 3)
+    whole = batch(model, ids, [0, 0, 0], cold)
+    want = decoder_forward.cpu(model, whole)
+    last = whole.cu_seqlens[1:] - 1
+    assert torch.equal(decoder_forward.cpu(model, whole._replace(wanted=last)), want[last])
+    assert decoder_forward.cpu(model, whole._replace(wanted=last[:0])).shape == (0, model.config.hidden_size)
+    for depth in range(1, layers + 1):
+        pages = empty_pages(model, 3)
+        states = torch.full((len(pages), 9, model.config.hidden_size), torch.nan, dtype=dtype)[:, 1:5]
+        slots = torch.arange(len(whole.ids)).flip(0)
+        cut = Cut(depth, states, slots, True)
+        assert not len(decoder_forward.cpu(model, whole._replace(pages=pages[:, :depth], cut=cut)))
+        assert torch.equal(pages[:, :depth].nan_to_num(), cold[:, :depth].nan_to_num())
+        upper = whole._replace(pages=pages[:, depth:], cut=cut._replace(below=False))
+        assert torch.equal(decoder_forward.cpu(model, upper), want)
+        assert torch.equal(pages.nan_to_num(), cold.nan_to_num())
+        assert torch.equal(decoder_forward.cpu(model, upper._replace(wanted=last)), want[last])
+        assert torch.equal(pages.nan_to_num(), cold.nan_to_num())
+
+
 @pytest.mark.usefixtures("kernels")
 def test_changed_weights_are_packed_again(model: Decoder) -> None:
     def fresh() -> torch.Tensor:
@@ -148,10 +175,15 @@ def test_changed_weights_are_packed_again(model: Decoder) -> None:
 def test_packed_weights_go_with_the_model(tmp_path: Path) -> None:
     model = load(tmp_path, "qwen3")
     prefill(model)
-    packed = weakref.ref(decoder_forward._layers[model])
+    (packed,) = map(weakref.ref, decoder_forward._layers[model].values())
     del model
     gc.collect()
     assert packed() is None
+
+
+def whole_cut(b: PagedBatch) -> Cut:
+    """Everything below, nothing above."""
+    return Cut(b.pages.shape[1], torch.zeros(len(b.pages), 4, 32), b.slots, True)
 
 
 BAD = {
@@ -165,6 +197,12 @@ BAD = {
     "page_table: page 99 at [0, 0]": lambda b: b._replace(page_table=b.page_table + 99),
     "kv_lens: 99 at 0, but page_table maps": lambda b: b._replace(kv_lens=b.kv_lens * 0 + 99),
     "cu_seqlens: must run from 0 to 20": lambda b: b._replace(cu_seqlens=b.cu_seqlens + 1),
+    "wanted: 20 at 1, but tokens: 20": lambda b: b._replace(wanted=torch.tensor([1, 20])),
+    "wanted: 3 at 1 does not ascend": lambda b: b._replace(wanted=torch.tensor([3, 3])),
+    "state_slots: shape [19] but [20]": lambda b: b._replace(cut=whole_cut(b)._replace(slots=b.slots[1:])),
+    "state_slots: -50 at 0, but the states hold": lambda b: b._replace(cut=whole_cut(b)._replace(slots=b.slots - 50)),
+    "states: shape": lambda b: b._replace(cut=whole_cut(b)._replace(states=torch.zeros(12, 4, 7))),
+    "states: bfloat16": lambda b: b._replace(cut=whole_cut(b)._replace(states=torch.zeros(12, 4, 32).bfloat16())),
 }
 
 

@@ -1,0 +1,54 @@
+"""KV memory of a pool and the forwards that go by it, with or without layers that the models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roro_fast.engine.forward import Forward
+from roro_fast.engine.kv import CacheStats, KVCache
+from roro_fast.engine.memory import Memory
+from roro_fast.engine.slots import Slots
+from roro_fast.errors import ConfigError
+from roro_fast.models.decoder import Decoder
+
+
+def may_share(share_layers: bool | None, graphs: bool | None, on_gpu: bool, projections: Any) -> bool:
+    """Whether common first layers are to be looked for; ConfigError where that was asked for with what excludes it."""
+    if share_layers and projections:
+        raise ConfigError("share_layers: does not go with projections, which fill each model's KV; choose one of them")
+    if share_layers and graphs:
+        raise ConfigError("share_layers: does not go with decode graphs; set graphs to False")
+    if share_layers is None:
+        return not projections and not (on_gpu if graphs is None else graphs)
+    return share_layers
+
+
+def lay_out(
+    models: list[Decoder],
+    slots: Slots,
+    depth: int,
+    *,
+    kv_bytes: int,
+    page_size: int,
+    max_len: int,
+    vocab_size: int,
+    max_tokens: int,
+    graphs: bool,
+    stats: CacheStats | None = None,
+) -> tuple[KVCache, Memory, Forward]:
+    """For models that share their first `depth` layers; graphs: replay decode batches, where depth is 0."""
+    num_slots = len(slots.phase)
+    kv = KVCache(
+        models,
+        kv_bytes=kv_bytes,
+        page_size=page_size,
+        num_slots=num_slots,
+        max_len=max_len,
+        depth=depth,
+        stats=stats,
+    )
+    memory = Memory(kv, slots)
+    rows = num_slots if graphs and not depth else 0
+    return kv, memory, Forward(
+        models, slots, kv, memory, vocab_size=vocab_size, max_tokens=max_tokens, graph_rows=rows, depth=depth
+    )  # fmt: skip
