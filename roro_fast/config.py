@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.config_checks import at_least, check_budgets, choose, choose_all, clip_range, positive, require, share
+from roro_fast.config_trl import TRAINERS, TrlConfig
 from roro_fast.tasks.base import SPLITS
 from roro_fast.tasks.prompting import INSTRUCTION
 
@@ -272,11 +273,13 @@ class PairsConfig:
 class RubricConfig:
     """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
 
-    `rubricor` and `judge` are model directories or packaged names to start from.
+    `rubricor` and `judge` are model directories or packaged names to start from. `trainer` "native" updates this
+    package's own decoders, "trl" their `transformers` twins (section `trl`).
     """
 
     rubricor: str = "nano/reader"
     judge: str = "nano/reader"
+    trainer: str = "native"
     order: str = "judge_first"
     rounds: int = 3
     group_size: int = 6
@@ -296,6 +299,7 @@ class RubricConfig:
     def __post_init__(self) -> None:
         for key in ("rubricor", "judge"):
             require(bool(getattr(self, key)), f"rubric.{key}", "is empty; name a model directory or 'nano/reader'")
+        choose(self.trainer, "rubric.trainer", TRAINERS)
         choose(self.order, "rubric.order", ORDERS)
         at_least(self.rounds, 1, "rubric.rounds")
         require(
@@ -453,6 +457,7 @@ class Config:
     collect: CollectConfig = field(default_factory=CollectConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

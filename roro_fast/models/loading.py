@@ -124,13 +124,17 @@ def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "chec
         )
 
 
-def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
-    """HF-named tensors of `model`; inverse of `assign`."""
+def views_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """HF-named views of the weights of `model`: what is written to them is written to it."""
     out: dict[str, torch.Tensor] = {}
     for name, p in model.named_parameters():
-        parts = p.detach().split(_part_sizes(model.config, name, p))
-        out.update(zip(hf_names(name), (t.contiguous().clone() for t in parts), strict=True))
+        out.update(zip(hf_names(name), p.detach().split(_part_sizes(model.config, name, p)), strict=True))
     return out
+
+
+def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """HF-named tensors of `model`; inverse of `assign`."""
+    return {name: t.contiguous().clone() for name, t in views_of(model).items()}
 
 
 def load_config(directory: str | Path) -> DecoderConfig:
