@@ -59,7 +59,8 @@ class TaskConfig:
     `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty leaves it
     to the task. `strict` refuses a malformed row instead of counting it. `system` (empty: the template's own) and
     `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked. `chat` goes to
-    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3.
+    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3. `options` are a gym task's own:
+    `{min_terms: 3}`.
     """
 
     name: str = "ledger"
@@ -73,6 +74,7 @@ class TaskConfig:
     system: str = ""
     instruction: str = INSTRUCTION
     chat: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.name), "task.name", "is empty; try 'ledger'")
@@ -80,6 +82,11 @@ class TaskConfig:
             at_least(getattr(self, key), 1, f"task.{key}")
         at_least(self.seed, 0, "task.seed")
         positive(self.timeout, "task.timeout")
+        require(
+            not self.options or self.name.startswith("gym:"),
+            "task.options",
+            f"{self.name} has none, only tasks named gym:<task>; drop them",
+        )
 
 
 @dataclass

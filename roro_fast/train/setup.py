@@ -24,10 +24,11 @@ from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
+from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.prompting import RAW_TASKS, check_chat, encode_prompt
 from roro_fast.tasks.thinking import in_thought, opens_thought
 
-PACKAGED = ("nano/small", "nano/large", "nano/reader")
+PACKAGED = ("nano/small", "nano/large", "nano/reader", "smol/small", "smol/large")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -53,7 +54,7 @@ def resolve_model(name: str, key: str = "models.paths", weights: bool = True) ->
 
 
 def is_hub_id(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith("nano/") and not Path(name).is_dir()
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(("nano/", "smol/")) and not Path(name).is_dir()
 
 
 def fetch(name: str, key: str = "models.paths", weights: bool = True) -> Path:
@@ -187,9 +188,11 @@ def load_task(config: Config) -> Task:
     """The task named by the config, with those of its options that the kind of task knows."""
     t = config.task
     options: dict[str, Any] = {}
-    if t.name != Ledger.name:
+    if t.name.partition(":")[0] != Ledger.name:
         options = {"timeout": t.timeout}
-        if not t.name.startswith(PREFIX):
+        if t.name.startswith(PREFIX):
+            options |= t.options
+        elif t.name not in MIXTURES:
             options |= {"strict": t.strict} | ({"split_by": t.split_by} if t.split_by else {})
     return registry.load_task(t.name, **options)
 

@@ -1,0 +1,46 @@
+"""Several tasks drawn in turn as one: the smol tier's arithmetic, and two families that its models never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from roro_fast.tasks.base import Outcome, Query
+from roro_fast.tasks.benchmarks import ANSWER_SECONDS
+from roro_fast.tasks.gym import Gym
+
+# name -> reasoning-gym tasks with their options
+MIXTURES: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "arithmetic": {
+        "chain_sum": {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 2},
+        "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        "leg_counting": {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
+    },
+    "arithmetic_held_out": {
+        "basic_arithmetic": {
+            "min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2, "operators": ["+", "-", "*"],
+            "allow_parentheses": False, "allow_negation": False,
+        },
+        "decimal_chain_sum": {
+            "min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1, "min_decimal_places": 1,
+            "max_decimal_places": 1,
+        },
+    },
+}  # fmt: skip
+
+
+class Mixture:
+    """Query i comes from part i modulo the number of parts, and keeps that part's name in `Query.task`."""
+
+    def __init__(self, name: str, timeout: float = ANSWER_SECONDS) -> None:
+        self.name = name
+        self.parts = [Gym(task, timeout, **options) for task, options in MIXTURES[name].items()]
+
+    def queries(self, split: str, n: int | None = None, seed: int = 0) -> list[Query]:
+        """The first `n` (1000 if None) queries of a split."""
+        want, k = 1000 if n is None else n, len(self.parts)
+        drawn = [iter(part.queries(split, (want - i + k - 1) // k, seed)) for i, part in enumerate(self.parts)]
+        return [next(drawn[i % k]) for i in range(want)]
+
+    def verify(self, query: Query, steps: Sequence[str]) -> Outcome:
+        return next(part for part in self.parts if part.name == query.task).verify(query, steps)

@@ -1,0 +1,151 @@
+"""Worked solutions of reasoning-gym tasks, one operation per step, and the batches that adapters are trained on.
+
+The questions come from the tasks' own train split (`tasks.gym`), under seeds that no run uses for its queries; the
+solutions are written here, since the package gives answers only. A solution ends with `#### N` as in GSM8K.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from roro_fast.tasks.base import Query
+from roro_fast.tasks.gym import Gym
+from roro_fast.tasks.prompting import encode_prompt
+from roro_fast.train.lm import completion_batch
+
+DELIMITER = "\n\n"
+SYSTEM = "Work step by step."
+FIRST_SEED = 1000  # of a data set's draws; runs number theirs from 0
+BLOCK = 256  # questions of one family drawn at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A reasoning-gym task with its options, and how often it is drawn."""
+
+    task: str
+    weight: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = (
+    Family("chain_sum", 0.45, {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 2}),
+    Family("products", 0.35, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+    Family("leg_counting", 0.20, {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9}),
+)
+# Never trained on: for the question whether a router carries over.
+HELD_OUT = (
+    Family("basic_arithmetic", 0.5, {
+        "min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2, "operators": ["+", "-", "*"],
+        "allow_parentheses": False, "allow_negation": False,
+    }),
+    Family("decimal_chain_sum", 0.5, {
+        "min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1, "min_decimal_places": 1,
+        "max_decimal_places": 1,
+    }),
+)  # fmt: skip
+
+
+def chain(start: int, rest: Sequence[tuple[str, int]]) -> list[str]:
+    """One step per term: "23 + 45 = 68", "68 - 7 = 61"."""
+    steps, total = [], start
+    for sign, term in rest:
+        after = total + term if sign == "+" else total - term
+        steps.append(f"{total} {sign} {term} = {after}")
+        total = after
+    return steps
+
+
+def chain_sum(question: str) -> list[str]:
+    start, *rest = re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2])
+    return chain(int(start[1]), [(sign, int(n)) for sign, n in rest])
+
+
+def products(question: str) -> list[str]:
+    """Long multiplication by the digits of the second factor: "47 * 60 = 2820", "47 * 3 = 141", "2820 + 141 = 2961"."""
+    a, b = map(int, re.findall(r"\d+", question))
+    tens = b // 10 * 10
+    if not tens or tens == b:
+        return [f"{a} * {b} = {a * b}"]
+    return [
+        f"{a} * {tens} = {a * tens}",
+        f"{a} * {b - tens} = {a * (b - tens)}",
+        *chain(a * tens, [("+", a * (b - tens))]),
+    ]
+
+
+def leg_counting(question: str) -> list[str]:
+    """One step per animal, then the sums."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    listed = question.rpartition("have ")[2].strip().rstrip("?").split(", ")
+    steps, counts = [], []
+    for count, name in (entry.split(" ", 1) for entry in listed):
+        legs = ANIMALS[name if name in ANIMALS else name.removesuffix("s")]
+        counts.append(int(count) * legs)
+        steps.append(f"{count} {name}: {count} * {legs} = {counts[-1]}")
+    return steps + chain(counts[0], [("+", n) for n in counts[1:]])
+
+
+WORKED = {"chain_sum": chain_sum, "products": products, "leg_counting": leg_counting}
+
+
+def solution(query: Query) -> str:
+    """The worked solution of a query of one of the `FAMILIES`."""
+    steps = WORKED[query.task.partition(":")[2]](query.prompt)
+    return DELIMITER.join([*steps, f"#### {query.answer}"])
+
+
+class Batch(NamedTuple):
+    """ids, targets [B, S] int64, right-padded; `targets` is IGNORE but where a solution's token comes next."""
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+
+
+class Corpus:
+    """Batches as a function of (seed, step): a pool of `pool` batches is drawn, sorted by length and shuffled."""
+
+    def __init__(self, tokenizer: Any, batch: int, seed: int, pool: int = 16, split: str = "train") -> None:
+        self.tokenizer, self.batch, self.seed, self.pool, self.split = tokenizer, batch, seed, pool, split
+        self.fill: int = tokenizer.unk_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.tasks = [Gym(f.task, **f.options) for f in FAMILIES]
+        self._block = lru_cache(maxsize=2 * len(FAMILIES))(self._draw)
+        self._pooled = lru_cache(maxsize=1)(self._fill)
+
+    def __call__(self, step: int) -> Batch:
+        number, index = divmod(step, self.pool)
+        return self._pooled(number)[index]
+
+    def queries(self, start: int, n: int) -> list[Query]:
+        """Questions `start` to `start + n` of the endless mixed stream."""
+        out = []
+        for i in range(start, start + n):
+            rng = random.Random(f"{self.seed}/{i}")
+            family = rng.choices(range(len(FAMILIES)), [f.weight for f in FAMILIES])[0]
+            out.append(self._block(family, i // BLOCK)[i % BLOCK])
+        return out
+
+    def _draw(self, family: int, block: int) -> list[Query]:
+        return self.tasks[family].queries(self.split, BLOCK, FIRST_SEED + 1000 * self.seed + block)
+
+    def _fill(self, number: int) -> list[Batch]:
+        size = self.batch * self.pool
+        rows = [self.encode(q) for q in self.queries(number * size, size)]
+        rows.sort(key=lambda r: len(r[0]) + len(r[1]))
+        batches = [rows[i : i + self.batch] for i in range(0, size, self.batch)]
+        random.Random(f"{self.seed}/order/{number}").shuffle(batches)
+        return [Batch(*completion_batch(*zip(*b, strict=True), self.fill)) for b in batches]
+
+    def encode(self, query: Query) -> tuple[list[int], list[int]]:
+        """(prompt, completion) ids; the completion ends with the token that ends a turn."""
+        prompt = encode_prompt(self.tokenizer, query, system=SYSTEM, instruction="")
+        text = self.tokenizer(solution(query), add_special_tokens=False)["input_ids"]
+        return prompt, [*text, self.tokenizer.eos_token_id]
