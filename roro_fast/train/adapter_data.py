@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 
 from roro_fast.tasks.base import Query
 from roro_fast.tasks.gym import Gym
+from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.prompting import encode_prompt
 from roro_fast.train.lm import completion_batch
 
@@ -26,31 +26,7 @@ FIRST_SEED = 1000  # of a data set's draws; runs number theirs from 0
 BLOCK = 256  # questions of one family drawn at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A reasoning-gym task with its options, and how often it is drawn."""
-
-    task: str
-    weight: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-FAMILIES = (
-    Family("chain_sum", 0.45, {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 2}),
-    Family("products", 0.35, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
-    Family("leg_counting", 0.20, {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9}),
-)
-# Never trained on: for the question whether a router carries over.
-HELD_OUT = (
-    Family("basic_arithmetic", 0.5, {
-        "min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2, "operators": ["+", "-", "*"],
-        "allow_parentheses": False, "allow_negation": False,
-    }),
-    Family("decimal_chain_sum", 0.5, {
-        "min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1, "min_decimal_places": 1,
-        "max_decimal_places": 1,
-    }),
-)  # fmt: skip
+WEIGHTS = {"chain_sum": 0.45, "products": 0.35, "leg_counting": 0.20}  # how often each part of the mixture is drawn
 
 
 def chain(start: int, rest: Sequence[tuple[str, int]]) -> list[str]:
@@ -98,16 +74,20 @@ WORKED = {"chain_sum": chain_sum, "products": products, "leg_counting": leg_coun
 
 
 def solution(query: Query) -> str:
-    """The worked solution of a query of one of the `FAMILIES`."""
+    """The worked solution of a query of the arithmetic mixture."""
     steps = WORKED[query.task.partition(":")[2]](query.prompt)
     return DELIMITER.join([*steps, f"#### {query.answer}"])
 
 
 class Batch(NamedTuple):
-    """ids, targets [B, S] int64, right-padded; `targets` is IGNORE but where a solution's token comes next."""
+    """ids, targets [B, S] int64, right-padded; `targets` is IGNORE but where a solution's token comes next.
+
+    `tokens` counts the ids without the padding.
+    """
 
     ids: torch.Tensor
     targets: torch.Tensor
+    tokens: int
 
 
 class Corpus:
@@ -115,9 +95,8 @@ class Corpus:
 
     def __init__(self, tokenizer: Any, batch: int, seed: int, pool: int = 16, split: str = "train") -> None:
         self.tokenizer, self.batch, self.seed, self.pool, self.split = tokenizer, batch, seed, pool, split
-        self.fill: int = tokenizer.unk_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.tasks = [Gym(f.task, **f.options) for f in FAMILIES]
-        self._block = lru_cache(maxsize=2 * len(FAMILIES))(self._draw)
+        self.tasks = {name: Gym(name, **options) for name, options in MIXTURES["arithmetic"].items()}
+        self._block = lru_cache(maxsize=2 * len(self.tasks))(self._draw)
         self._pooled = lru_cache(maxsize=1)(self._fill)
 
     def __call__(self, step: int) -> Batch:
@@ -129,11 +108,11 @@ class Corpus:
         out = []
         for i in range(start, start + n):
             rng = random.Random(f"{self.seed}/{i}")
-            family = rng.choices(range(len(FAMILIES)), [f.weight for f in FAMILIES])[0]
+            family = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
             out.append(self._block(family, i // BLOCK)[i % BLOCK])
         return out
 
-    def _draw(self, family: int, block: int) -> list[Query]:
+    def _draw(self, family: str, block: int) -> list[Query]:
         return self.tasks[family].queries(self.split, BLOCK, FIRST_SEED + 1000 * self.seed + block)
 
     def _fill(self, number: int) -> list[Batch]:
@@ -142,7 +121,13 @@ class Corpus:
         rows.sort(key=lambda r: len(r[0]) + len(r[1]))
         batches = [rows[i : i + self.batch] for i in range(0, size, self.batch)]
         random.Random(f"{self.seed}/order/{number}").shuffle(batches)
-        return [Batch(*completion_batch(*zip(*b, strict=True), self.fill)) for b in batches]
+        return [
+            Batch(
+                *completion_batch([p for p, _ in b], [c for _, c in b], self.tokenizer.eos_token_id),
+                sum(len(p) + len(c) - 1 for p, c in b),
+            )
+            for b in batches
+        ]
 
     def encode(self, query: Query) -> tuple[list[int], list[int]]:
         """(prompt, completion) ids; the completion ends with the token that ends a turn."""

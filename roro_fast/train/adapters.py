@@ -101,7 +101,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.factors(), 1.0)
         self.optimizer.step()
         self.step += 1
-        self.tokens += int((batch.ids != self.corpus.fill).sum())
+        self.tokens += batch.tokens
         return loss.item()
 
     @torch.no_grad()

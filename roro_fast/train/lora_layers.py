@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from roro_fast.models.decoder import Decoder, Layer
+from roro_fast.models.decoder import Decoder
 from roro_fast.models.lora import CONFIG, WEIGHTS
 
 # Our fused projections, and the Hugging Face modules that each of them stands for.
@@ -74,16 +74,17 @@ class LoraDecoder(nn.Module):
     def __init__(self, model: Decoder, first: int, rank: int, alpha: int, seed: int) -> None:
         super().__init__()
         self.model, self.first, self.rank, self.alpha = model.requires_grad_(False), first, rank, alpha
-        generator = torch.Generator().manual_seed(seed)
+        c, generator = model.config, torch.Generator().manual_seed(seed)
+        heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
         for layer in self.upper:
             for name, parts in MODULES.items():
                 base = getattr(layer, name)
-                sizes = layer.sizes if name == "qkv" else [base.out_features // len(parts)] * len(parts)
+                sizes = heads if name == "qkv" else [base.out_features // len(parts)] * len(parts)
                 setattr(layer, name, LoraLinear(base, sizes, rank, alpha / rank, generator))
 
     @property
-    def upper(self) -> list[Layer]:
-        return list(self.model.layers)[self.first :]  # type: ignore[arg-type]
+    def upper(self) -> list[nn.Module]:
+        return list(self.model.layers)[self.first :]
 
     def factors(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
