@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roro_fast.config_checks import at_least, choose, positive, require, share
+from roro_fast.config_checks import at_least, choose, require, share
 
 TRAINERS = ("native", "trl")
 ROLLOUTS = ("engine", "transformers", "vllm")
@@ -29,7 +29,7 @@ class TrlConfig:
     vllm_server: str = "http://localhost:8000"
     vllm_memory: float = 0.3
     lora_rank: int = 0
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     dtype: str = "float32"
     bf16: bool = True
     micro_batch: int = 8
@@ -45,9 +45,8 @@ class TrlConfig:
         choose(self.liger, "trl.liger", LIGER)
         choose(self.dtype, "trl.dtype", ACTOR_DTYPES)
         at_least(self.lora_rank, 0, "trl.lora_rank")
-        positive(self.lora_alpha, "trl.lora_alpha")
         share(self.vllm_memory, "trl.vllm_memory")
-        for key in ("micro_batch", "checkpoint_every"):
+        for key in ("lora_alpha", "micro_batch", "checkpoint_every"):
             at_least(getattr(self, key), 1, f"trl.{key}")
         require(
             self.dtype == "float32" or self.lora_rank > 0,
