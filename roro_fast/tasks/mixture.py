@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from roro_fast.tasks.base import Outcome, Query
 from roro_fast.tasks.benchmarks import ANSWER_SECONDS
 from roro_fast.tasks.gym import Gym
+from roro_fast.tasks.worked import PLANS, check_steps
 
 # name -> reasoning-gym tasks with their options
 MIXTURES: dict[str, Mapping[str, Mapping[str, Any]]] = {
@@ -43,4 +45,7 @@ class Mixture:
         return [next(drawn[i % k]) for i in range(want)]
 
     def verify(self, query: Query, steps: Sequence[str]) -> Outcome:
-        return next(part for part in self.parts if part.name == query.task).verify(query, steps)
+        """The part's own verdict, with one per step where the task has a plan (`tasks.worked`)."""
+        part = next(part for part in self.parts if part.name == query.task)
+        outcome = part.verify(query, steps)
+        return replace(outcome, steps=check_steps(part.task, query.prompt, steps)) if part.task in PLANS else outcome

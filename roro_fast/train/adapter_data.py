@@ -1,82 +1,27 @@
-"""Worked solutions of reasoning-gym tasks, one operation per step, and the batches that adapters are trained on.
+"""The batches that adapters are trained on: worked solutions (`tasks.worked`) of the arithmetic mixture's questions.
 
-The questions come from the tasks' own train split (`tasks.gym`), under seeds that no run uses for its queries; the
-solutions are written here, since the package gives answers only. A solution ends with `#### N` as in GSM8K.
+The questions come from the tasks' own train split (`tasks.gym`), under seeds that no run uses for its queries.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
 from roro_fast.tasks.base import Query
-from roro_fast.tasks.gym import Gym
+from roro_fast.tasks.gym import PREFIX, Gym
 from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.prompting import encode_prompt
+from roro_fast.tasks.worked import solution
 from roro_fast.train.lm import completion_batch
 
-DELIMITER = "\n\n"
 SYSTEM = "Work step by step."
 FIRST_SEED = 1000  # of a data set's draws; runs number theirs from 0
 BLOCK = 256  # questions of one family drawn at a time
-
-
 WEIGHTS = {"chain_sum": 0.45, "products": 0.35, "leg_counting": 0.20}  # how often each part of the mixture is drawn
-
-
-def chain(start: int, rest: Sequence[tuple[str, int]]) -> list[str]:
-    """One step per term: "23 + 45 = 68", "68 - 7 = 61"."""
-    steps, total = [], start
-    for sign, term in rest:
-        after = total + term if sign == "+" else total - term
-        steps.append(f"{total} {sign} {term} = {after}")
-        total = after
-    return steps
-
-
-def chain_sum(question: str) -> list[str]:
-    start, *rest = re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2])
-    return chain(int(start[1]), [(sign, int(n)) for sign, n in rest])
-
-
-def products(question: str) -> list[str]:
-    """Long multiplication by the digits of the second factor: "47 * 60 = 2820", "47 * 3 = 141", "2820 + 141 = 2961"."""
-    a, b = map(int, re.findall(r"\d+", question))
-    tens = b // 10 * 10
-    if not tens or tens == b:
-        return [f"{a} * {b} = {a * b}"]
-    return [
-        f"{a} * {tens} = {a * tens}",
-        f"{a} * {b - tens} = {a * (b - tens)}",
-        *chain(a * tens, [("+", a * (b - tens))]),
-    ]
-
-
-def leg_counting(question: str) -> list[str]:
-    """One step per animal, then the sums."""
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
-    listed = question.rpartition("have ")[2].strip().rstrip("?").split(", ")
-    steps, counts = [], []
-    for count, name in (entry.split(" ", 1) for entry in listed):
-        legs = ANIMALS[name if name in ANIMALS else name.removesuffix("s")]
-        counts.append(int(count) * legs)
-        steps.append(f"{count} {name}: {count} * {legs} = {counts[-1]}")
-    return steps + chain(counts[0], [("+", n) for n in counts[1:]])
-
-
-WORKED = {"chain_sum": chain_sum, "products": products, "leg_counting": leg_counting}
-
-
-def solution(query: Query) -> str:
-    """The worked solution of a query of the arithmetic mixture."""
-    steps = WORKED[query.task.partition(":")[2]](query.prompt)
-    return DELIMITER.join([*steps, f"#### {query.answer}"])
 
 
 class Batch(NamedTuple):
@@ -132,5 +77,7 @@ class Corpus:
     def encode(self, query: Query) -> tuple[list[int], list[int]]:
         """(prompt, completion) ids; the completion ends with the token that ends a turn."""
         prompt = encode_prompt(self.tokenizer, query, system=SYSTEM, instruction="")
-        text = self.tokenizer(solution(query), add_special_tokens=False)["input_ids"]
+        text = self.tokenizer(solution(query.task.removeprefix(PREFIX), query.prompt), add_special_tokens=False)[
+            "input_ids"
+        ]
         return prompt, [*text, self.tokenizer.eos_token_id]

@@ -1,0 +1,62 @@
+"""Worked solutions: right, one operation per step, and checked step by step with earlier mistakes taken as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from roro_fast.tasks.mixture import MIXTURES
+from roro_fast.tasks.registry import load_task
+from roro_fast.tasks.worked import DELIMITER, PLANS, check_steps, solution
+
+pytest.importorskip("reasoning_gym")
+SUM = "State the final answer to the following arithmetic problem: 23 + 45 - 70 - 1 ="
+LEGS = "Count.\n\nNow, how many legs are there in total if you have 5 spiders, 1 praying mantis, 2 crabs?\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "question", "text"),
+    [
+        ("chain_sum", SUM, "23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### -3"),
+        ("products", "Multiply: 47 * 63. Give", "47 * 60 = 2820|47 * 3 = 141|2820 + 141 = 2961|#### 2961"),
+        ("products", "Multiply: 47 * 60. Give", "47 * 60 = 2820|#### 2820"),
+        ("products", "Multiply: 0 * 3. Give", "0 * 3 = 0|#### 0"),
+        (
+            "leg_counting", LEGS,
+            "5 spiders: 5 * 8 = 40|1 praying mantis: 1 * 6 = 6|2 crabs: 2 * 10 = 20|40 + 6 = 46|46 + 20 = 66|#### 66",
+        ),
+    ],
+)  # fmt: skip
+def test_solutions(task, question, text):
+    assert solution(task, question) == text.replace("|", DELIMITER)
+    assert all(check_steps(task, question, text.split("|")))
+
+
+def test_solutions_reach_the_packages_answers():
+    task = load_task("arithmetic")
+    assert set(MIXTURES["arithmetic"]) == set(PLANS)
+    for q in task.queries("train", 300):
+        text = solution(q.task.removeprefix("gym:"), q.prompt)
+        outcome = task.verify(q, text.replace(DELIMITER, DELIMITER + "\0").split("\0"))
+        assert outcome.correct and outcome.steps and all(outcome.steps), (q, text)
+
+
+@pytest.mark.parametrize(
+    ("steps", "flags"),
+    [
+        ("23 + 45 = 69|69 - 70 = -1|-1 - 1 = -2|#### -2", [0, 1, 1, 1]),  # only the first is wrong in itself
+        ("23 + 45 = 68|68 - 7 = 61|61 - 1 = 60|#### 60", [1, 0, 1, 1]),  # a term misread
+        ("23 + 45 = 68|68 - 70|-2 - 1 = -3|#### -3", [1, 0, 0, 1]),  # a result left out
+        ("23 + 45 = 68|68 - 70 = -2|#### -2", [1, 1, 0]),
+        ("23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### 3", [1, 1, 1, 0]),
+        ("23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### -3|#### -3", [1, 1, 1, 1, 0]),
+        ("", [0]),
+    ],
+)
+def test_steps_are_judged_on_their_own(steps, flags):
+    written = [s + DELIMITER for s in steps.split("|")]
+    assert check_steps("chain_sum", SUM, written) == tuple(map(bool, flags))
+
+
+def test_a_mixture_verifies_steps_only_where_it_can():
+    held_out = load_task("arithmetic_held_out")
+    assert all(held_out.verify(q, [f"#### {q.answer}"]).steps is None for q in held_out.queries("test", 4))
