@@ -51,12 +51,12 @@ class Forward:
         kv: KVCache,
         memory: Memory,
         *,
-        vocab_size: int,
+        vocab_sizes: list[int],
         max_tokens: int,
         graph_rows: int = 0,
     ) -> None:
         self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
-        self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.vocab_sizes, self.max_tokens = vocab_sizes, max_tokens
         self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         for stream in filter(None, self._streams):
@@ -77,7 +77,7 @@ class Forward:
             kv.pages[m],
             kv.page_size,
             kv.scratch[m],
-            self.vocab_size,
+            self.vocab_sizes[m],
             max_rows=rows,
             max_pages=kv.table.shape[2],
             capture=model.device.type == "cuda",
@@ -162,6 +162,6 @@ class Forward:
         ids, positions, where, pages, lens, cu, last, u, heat = sent[:9]
         groups = PrefixGroups(*sent[-3:]) if prefix else None
         hidden = infer(model, PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups))[last]
-        scores = logits(model, hidden)[:, : self.vocab_size]
+        scores = logits(model, hidden)[:, : self.vocab_sizes[m]]
         with mark("sample"):
             return hidden, sample_step(scores, u, heat, *(sent[9:11] if limits else ()))

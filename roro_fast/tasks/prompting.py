@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from roro_fast.errors import ConfigError
@@ -13,6 +13,14 @@ INSTRUCTION = (
     "Solve the problem step by step. Put a blank line after each step and end with the final answer in \\boxed{}."
 )
 RAW_TASKS = frozenset({"ledger"})  # their prompts are the models' own format
+
+
+class Prompt(list[int]):
+    """Prompt ids for the first tokenizer of a pool; `others` are those for its further tokenizers, in order."""
+
+    def __init__(self, ids: Iterable[int], others: Iterable[Sequence[int]] = ()) -> None:
+        super().__init__(ids)
+        self.others = tuple(list(o) for o in others)
 
 
 def encode_prompt(

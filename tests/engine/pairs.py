@@ -189,6 +189,12 @@ def cold_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
+def cold_hidden(model: Decoder, ids: list[int]) -> torch.Tensor:
+    """The last token's state [H] float32 of one dense prefill."""
+    return model.dense(torch.tensor([ids], device=model.device))[0, -1].float()
+
+
+@torch.no_grad()
 def cold_kv(model: Decoder, ids: list[int]) -> torch.Tensor:
     """Keys and values [S, layers, 2, Hkv, D] of one dense prefill."""
     dense, kept = DenseAttention(1, len(ids)), []
