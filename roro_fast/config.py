@@ -93,7 +93,8 @@ class TaskConfig:
 class ModelsConfig:
     """The pool, smallest first. A path is a model directory or a packaged name such as 'nano/small'.
 
-    `layers` keeps only the first layers of a model (0: all), one entry per model; an empty list keeps all layers.
+    `layers` keeps only the first layers of a model (0: all), or those in a list, `[[0, 1, 28, 29], 0]`; one entry per
+    model, an empty list keeps all layers.
     `device` is one for all models, or one each: 'cuda:0,cuda:1'. Router, Rubricor and Judge live on the first.
     `prices` is each model's price per million tokens it generates, `read_prices` per million it only reads (prompt and
     catch-up; free when empty), in any one currency; evaluations then report what answers cost.
@@ -101,7 +102,7 @@ class ModelsConfig:
 
     paths: list[str] = field(default_factory=lambda: ["nano/small", "nano/large"])
     labels: list[str] = field(default_factory=lambda: ["small", "large"])
-    layers: list[int] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
     dtype: str = "float32"
     device: str = "cpu"
     prices: list[float] = field(default_factory=list)
@@ -123,7 +124,12 @@ class ModelsConfig:
             f"{len(self.layers)} entries for {k} models; give one each",
         )
         for n in self.layers:
-            at_least(n, 0, "models.layers")
+            listed = n if isinstance(n, list) else [n]
+            require(
+                bool(listed) and all(type(i) is int and i >= 0 for i in listed),
+                "models.layers",
+                f"{n!r} is neither a number of layers nor a list of their numbers; write e.g. 12 or [0, 1, 28, 29]",
+            )
         for key in ("prices", "read_prices"):
             table = getattr(self, key)
             require(

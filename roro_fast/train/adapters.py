@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
 from roro_fast.models import smol
-from roro_fast.models.loading import load_decoder
+from roro_fast.models.loading import load_config, load_decoder
 from roro_fast.models.train_nano import override
 from roro_fast.train.adapter_data import Batch, Corpus
 from roro_fast.train.lm import IGNORE
@@ -35,12 +35,12 @@ LOG, STATE = "train_log.jsonl", "state.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Adapter and schedule of one model; `layers` (0: all) of the base are kept, those below `first` are not adapted.
+    """Adapter and schedule of one model: the base's `first` layers, not adapted, and its `last` ones (0: all others).
 
     `batch` counts problems, `decay` is the last share of `steps`.
     """
 
-    layers: int
+    last: int
     rank: int
     alpha: int
     steps: int
@@ -54,6 +54,10 @@ class Recipe:
     eval_every: int = 100
     eval_batches: int = 8
 
+    def layers(self, total: int) -> list[int]:
+        """Which of the base's `total` layers the model has."""
+        return [*range(self.first), *range(max(self.first, total - self.last) if self.last else self.first, total)]
+
     def learning_rate(self, step: int) -> float:
         """`step` counts from 0."""
         tail = max(1.0, self.decay * self.steps)
@@ -64,8 +68,8 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(layers=12, rank=64, alpha=64, steps=2000, batch=16, lr=2e-3),
-    "large": Recipe(layers=0, rank=32, alpha=32, steps=2000, batch=8, lr=1e-3),
+    "small": Recipe(last=4, rank=64, alpha=64, steps=2000, batch=16, lr=1e-3),
+    "large": Recipe(last=0, rank=32, alpha=32, steps=2000, batch=8, lr=1e-3),
 }
 
 
@@ -76,8 +80,9 @@ class Trainer:
         from transformers import AutoTokenizer
 
         self.recipe, self.out, self.named = recipe, out, named
-        decoder = load_decoder(base, torch.bfloat16, "cpu", layers=recipe.layers or None)
-        self.model = LoraDecoder(decoder, recipe.first, recipe.rank, recipe.alpha, recipe.seed)
+        layers = recipe.layers(load_config(base).num_layers)
+        decoder = load_decoder(base, torch.bfloat16, "cpu", layers=layers)
+        self.model = LoraDecoder(decoder, recipe.first, recipe.rank, recipe.alpha, recipe.seed, layers)
         tokenizer = AutoTokenizer.from_pretrained(base)
         self.corpus = Corpus(tokenizer, recipe.batch, recipe.seed)
         self.held_out = Corpus(tokenizer, recipe.batch, recipe.seed, recipe.eval_batches, split="calibrate")

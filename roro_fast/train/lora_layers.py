@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,16 @@ class ShortAttention:
 
 
 class LoraDecoder(nn.Module):
-    """A decoder whose layers from `first` on are adapted; only the factors are trainable."""
+    """A decoder whose layers from `first` on are adapted; only the factors are trainable.
 
-    def __init__(self, model: Decoder, first: int, rank: int, alpha: int, seed: int) -> None:
+    `numbers` are the layers' numbers in the base model, where some of its layers were left out.
+    """
+
+    def __init__(
+        self, model: Decoder, first: int, rank: int, alpha: int, seed: int, numbers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
+        self.numbers = list(range(len(model.layers)) if numbers is None else numbers)[first:]
         self.model, self.first, self.rank, self.alpha = model.requires_grad_(False), first, rank, alpha
         c, generator = model.config, torch.Generator().manual_seed(seed)
         heads = [n * c.head_dim for n in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
@@ -115,7 +121,7 @@ class LoraDecoder(nn.Module):
 
     def named_factors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """PEFT's name of every factor: A [rank, in] and B [out, rank] per Hugging Face module."""
-        for index, layer in enumerate(self.upper, self.first):
+        for index, layer in zip(self.numbers, self.upper, strict=True):
             for name, parts in MODULES.items():
                 adapted: LoraLinear = getattr(layer, name)
                 for part, a, b in zip(parts, adapted.a.detach().split(self.rank), adapted.b, strict=True):
@@ -135,7 +141,7 @@ class LoraDecoder(nn.Module):
             "lora_dropout": 0.0,
             "bias": "none",
             "target_modules": sorted(p.rpartition(".")[2] for parts in MODULES.values() for p in parts),
-            "layers_to_transform": list(range(self.first, len(self.model.layers))),
+            "layers_to_transform": self.numbers,
             "layers_pattern": "layers",
             "inference_mode": True,
         }

@@ -44,6 +44,9 @@ def test_layers_keeps_the_first_ones(pair):
     models, _ = load_pool(ModelsConfig(paths=[small, small], layers=[1, 0]))
     assert [m.config.num_layers for m in models] == [1, 2]
     assert torch.equal(models[0].layers[0].qkv.weight, models[1].layers[0].qkv.weight)
+    listed = load_config("nano", [f"models.paths=[{small},{small}]", "models.layers=[[1],0]"]).models
+    models, _ = load_pool(listed)
+    assert torch.equal(models[0].layers[0].qkv.weight, models[1].layers[1].qkv.weight)
 
 
 def test_different_tokenizers_are_refused_naming_both(tmp_path, pair):
