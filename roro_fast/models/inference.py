@@ -6,10 +6,12 @@ from typing import NamedTuple, cast
 
 import torch
 
+from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder, Layer
+from roro_fast.models.gemma import GemmaLayer
 from roro_fast.ops import decoder_forward  # noqa: F401  registers the C++ forward
-from roro_fast.ops.paged_attention import PrefixGroups, make_groups, paged_attention, wants_groups
-from roro_fast.ops.registry import Implementation, register, select
+from roro_fast.ops.paged_attention import Group, PrefixGroups, make_groups, paged_attention, wants_groups
+from roro_fast.ops.registry import Implementation, register, requested, select
 
 
 class PagedBatch(NamedTuple):
@@ -32,7 +34,15 @@ class PagedBatch(NamedTuple):
 
 def infer(model: Decoder, batch: PagedBatch) -> torch.Tensor:
     """Final-normed hidden states [T, hidden] of the batch; its keys and values are written to `batch.pages`."""
-    hidden: torch.Tensor = select("decoder_forward", model.device, model.dtype)(model, batch)
+    forward = select("decoder_forward", model.device, model.dtype)
+    if model.config.gemma and forward is not gemma:
+        if requested("decoder_forward") not in (None, "reference"):
+            raise ConfigError(
+                f"impl: decoder_forward:{requested('decoder_forward')} does not compute the norms and windows of "
+                f"{model.config.family}; use 'reference' or leave it to auto"
+            )
+        forward = gemma
+    hidden: torch.Tensor = forward(model, batch)
     return hidden
 
 
@@ -64,6 +74,31 @@ def reference(model: Decoder, batch: PagedBatch) -> torch.Tensor:
         seen = paged_attention(q, k, v, *at, groups=groups, prefix=b.prefix)
         normed, total = add_norm(layer.o(seen.flatten(1)), total, layer.post_norm.weight, c.rms_norm_eps)
         normed, total = add_norm(layer.down(silu_mul(layer.gate_up(normed))), total, after.weight, c.rms_norm_eps)
+    return normed
+
+
+@torch.inference_mode()
+def gemma(model: Decoder, batch: PagedBatch) -> torch.Tensor:
+    """`reference` for Gemma 3: its norms round once, which the fused ops' weights could not carry in half precision."""
+    b, c = batch, model.config
+    rope = select("norm_rope_store", model.device, model.dtype)
+    at = b.page_table, b.kv_lens, b.cu_seqlens
+    longest = b.page_table.shape[1] * b.pages.shape[3]  # a bound that needs no look at the device
+    windows = [w if w < longest else 0 for w in c.windows]
+    groups: dict[int, list[Group]] = {}
+    for window in set(windows):
+        if wants_groups(model.device, model.dtype, window=window):
+            groups[window] = make_groups(*at, b.pages[:, 0, 0], window=window)
+    x = model.embedded(b.ids)
+    layers = cast("list[GemmaLayer]", list(model.layers))
+    for i, (layer, pages) in enumerate(zip(layers, b.pages.unbind(1), strict=True)):
+        k_pages, v_pages = pages.unbind(1)
+        heads = torch.cat(layer.heads(x), 1).flatten(1)
+        shape = (c.num_heads, c.num_kv_heads, None, None)
+        q = rope(heads, *shape, *model.rotary(i), b.positions, k_pages, v_pages, b.slots, c.rms_norm_eps)
+        own, prefix = groups.get(windows[i]), None if windows[i] else b.prefix
+        x = layer.rest(x, paged_attention(q, k_pages, v_pages, *at, groups=own, prefix=prefix, window=windows[i]))
+    normed: torch.Tensor = model.norm(x)
     return normed
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
 from roro_fast.models import lora
-from roro_fast.models.config import FAMILIES, DecoderConfig
+from roro_fast.models.config import FAMILIES, DecoderConfig, unsupported
 from roro_fast.models.decoder import Decoder
 
 _LAYER = {
@@ -23,6 +23,9 @@ _LAYER = {
     "k_norm": "self_attn.k_norm",
     "post_norm": "post_attention_layernorm",
     "down": "mlp.down_proj",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
 }
 _FUSED = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -151,7 +154,7 @@ def load_config(directory: str | Path) -> DecoderConfig:
         raise CheckpointError(f"{source}: not readable as JSON ({e}); fetch it again") from e
     family = raw.get("model_type") if isinstance(raw, dict) else None
     if family not in FAMILIES:
-        raise CheckpointError(f"{source}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{source}: model_type {unsupported(family)}")
     if quantised := raw.get("quantization_config"):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(
