@@ -9,13 +9,12 @@ from typing import Any
 from roro_fast.tasks.base import Outcome, Query
 from roro_fast.tasks.benchmarks import ANSWER_SECONDS
 from roro_fast.tasks.gym import Gym
-from roro_fast.tasks.worked import PLANS, check_steps
+from roro_fast.tasks.worked import PLANS, check_steps, results
 
 # name -> reasoning-gym tasks with their options
 MIXTURES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "arithmetic": {
-        "chain_sum": {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 2},
-        "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 2},
         "leg_counting": {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9},
     },
     "arithmetic_held_out": {
@@ -31,12 +30,31 @@ MIXTURES: dict[str, Mapping[str, Mapping[str, Any]]] = {
 }  # fmt: skip
 
 
+RANGE = range(200)  # of the results in a worked solution of chain_sum; other questions are passed over
+
+
+class Bounded(Gym):
+    """A gym task with only those questions whose worked solution stays within `RANGE`."""
+
+    def queries(self, split: str, n: int | None = None, seed: int = 0) -> list[Query]:
+        want = 1000 if n is None else n
+        drawn = 4 * want
+        while True:
+            kept = [q for q in super().queries(split, drawn, seed) if set(results(self.task, q.prompt)) <= set(RANGE)]
+            if len(kept) >= want:
+                return kept[:want]
+            drawn *= 2
+
+
 class Mixture:
     """Query i comes from part i modulo the number of parts, and keeps that part's name in `Query.task`."""
 
     def __init__(self, name: str, timeout: float = ANSWER_SECONDS) -> None:
         self.name = name
-        self.parts = [Gym(task, timeout, **options) for task, options in MIXTURES[name].items()]
+        self.parts = [
+            (Bounded if task == "chain_sum" else Gym)(task, timeout, **options)
+            for task, options in MIXTURES[name].items()
+        ]
 
     def queries(self, split: str, n: int | None = None, seed: int = 0) -> list[Query]:
         """The first `n` (1000 if None) queries of a split."""

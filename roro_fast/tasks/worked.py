@@ -50,19 +50,14 @@ def _chain(results: Sequence[int], start: int) -> Plan:
 
 
 def chain_sum(question: str) -> Plan:
-    """One step per term: "23 + 45 = 68", "68 - 7 = 61"."""
-    terms = [(sign, int(n)) for sign, n in re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2])]
-    first = Operation(terms[0][1], terms[1][0], terms[1][1])
-    return [first, *(Operation(Ref(i), sign, n) for i, (sign, n) in enumerate(terms[2:]))]
-
-
-def products(question: str) -> Plan:
-    """Long multiplication by the digits of the second factor: "47 * 60 = 2820", "47 * 3 = 141", "2820 + 141 = 2961"."""
-    a, b = map(int, re.findall(r"\d+", question))
-    tens = b // 10 * 10
-    if not tens or tens == b:
-        return [Operation(a, "*", b)]
-    return [Operation(a, "*", tens), Operation(a, "*", b - tens), *_chain([0, 1], 2)]
+    """The tens of a term, then its ones: "23 + 40 = 63", "63 + 5 = 68", "68 - 7 = 61"."""
+    (_, start), *terms = re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2])
+    plan: Plan = []
+    for sign, term in terms:
+        ones = int(term) % 10
+        for part in [p for p in (int(term) - ones, ones) if p] or [0]:
+            plan.append(Operation(Ref(len(plan) - 1) if plan else int(start), sign, part))
+    return plan
 
 
 def leg_counting(question: str) -> Plan:
@@ -78,9 +73,16 @@ def leg_counting(question: str) -> Plan:
 
 PLANS: dict[str, Callable[[str], Plan]] = {
     "chain_sum": chain_sum,
-    "products": products,
     "leg_counting": leg_counting,
 }
+
+
+def results(task: str, question: str) -> list[int]:
+    """The result of every step of the worked solution."""
+    found: list[int | None] = []
+    for operation in PLANS[task](question):
+        found.append(_result(operation.render(found) or ""))
+    return [n for n in found if n is not None]
 
 
 def solution(task: str, question: str) -> str:

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 import torch
 
 from roro_fast.tasks.base import Query
-from roro_fast.tasks.gym import PREFIX, Gym
-from roro_fast.tasks.mixture import MIXTURES
+from roro_fast.tasks.gym import PREFIX
+from roro_fast.tasks.mixture import Mixture
 from roro_fast.tasks.prompting import encode_prompt
 from roro_fast.tasks.worked import solution
 from roro_fast.train.lm import completion_batch
 
 SYSTEM = "Work step by step."
+SAME = 24  # prompt tokens by which families are told apart
 FIRST_SEED = 1000  # of a data set's draws; runs number theirs from 0
 BLOCK = 256  # questions of one family drawn at a time
-WEIGHTS = {"chain_sum": 0.45, "products": 0.35, "leg_counting": 0.20}  # how often each part of the mixture is drawn
+WEIGHTS = {"chain_sum": 0.6, "leg_counting": 0.4}  # how often each part of the mixture is drawn
 
 
 class Batch(NamedTuple):
@@ -36,11 +37,14 @@ class Batch(NamedTuple):
 
 
 class Corpus:
-    """Batches as a function of (seed, step): a pool of `pool` batches is drawn, sorted by length and shuffled."""
+    """Batches as a function of (seed, step).
+
+    `pool` of them are drawn together, sorted by family and length, cut and shuffled.
+    """
 
     def __init__(self, tokenizer: Any, batch: int, seed: int, pool: int = 16, split: str = "train") -> None:
         self.tokenizer, self.batch, self.seed, self.pool, self.split = tokenizer, batch, seed, pool, split
-        self.tasks = {name: Gym(name, **options) for name, options in MIXTURES["arithmetic"].items()}
+        self.tasks = {part.task: part for part in Mixture("arithmetic").parts}
         self._block = lru_cache(maxsize=2 * len(self.tasks))(self._draw)
         self._pooled = lru_cache(maxsize=1)(self._fill)
 
@@ -63,7 +67,7 @@ class Corpus:
     def _fill(self, number: int) -> list[Batch]:
         size = self.batch * self.pool
         rows = [self.encode(q) for q in self.queries(number * size, size)]
-        rows.sort(key=lambda r: len(r[0]) + len(r[1]))
+        rows.sort(key=lambda r: (r[0][:SAME], len(r[0]) + len(r[1])))  # by family first: its prompts begin alike
         batches = [rows[i : i + self.batch] for i in range(0, size, self.batch)]
         random.Random(f"{self.seed}/order/{number}").shuffle(batches)
         return [

@@ -69,7 +69,7 @@ class Recipe:
 
 RECIPES = {
     "small": Recipe(last=4, rank=64, alpha=64, steps=2000, batch=16, lr=1e-3),
-    "large": Recipe(last=0, rank=32, alpha=32, steps=2000, batch=8, lr=1e-3),
+    "large": Recipe(last=0, rank=32, alpha=32, steps=2000, batch=8, lr=7e-4),
 }
 
 

@@ -10,6 +10,7 @@ from roro_fast.config_io import load_config
 from roro_fast.errors import ConfigError
 from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.registry import load_task
+from roro_fast.tasks.worked import results
 from roro_fast.train.setup import load_task as task_of
 
 pytest.importorskip("reasoning_gym")
@@ -30,6 +31,13 @@ def test_splits_share_no_question():
     task = load_task("arithmetic")
     seen = Counter(p for s in ("train", "calibrate", "test") for p in {q.prompt for q in task.queries(s, 120)})
     assert max(seen.values()) == 1
+
+
+def test_results_of_sums_stay_in_range():
+    asked = [q for q in load_task("arithmetic").queries("test", 200) if q.task == "gym:chain_sum"]
+    found = [results("chain_sum", q.prompt) for q in asked]
+    assert len(asked) == 100 and all(r[-1] == int(q.answer) for q, r in zip(asked, found, strict=True))
+    assert 0 <= min(map(min, found)) < 5 and 150 < max(map(max, found)) < 200
 
 
 def test_held_out_families_are_others():

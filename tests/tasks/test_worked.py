@@ -6,20 +6,17 @@ import pytest
 
 from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.registry import load_task
-from roro_fast.tasks.worked import DELIMITER, PLANS, check_steps, solution
+from roro_fast.tasks.worked import DELIMITER, PLANS, check_steps, results, solution
 
 pytest.importorskip("reasoning_gym")
-SUM = "State the final answer to the following arithmetic problem: 23 + 45 - 70 - 1 ="
+SUM = "State the final answer to the following arithmetic problem: 23 + 45 - 70 - 0 - 6 ="
 LEGS = "Count.\n\nNow, how many legs are there in total if you have 5 spiders, 1 praying mantis, 2 crabs?\n"
 
 
 @pytest.mark.parametrize(
     ("task", "question", "text"),
     [
-        ("chain_sum", SUM, "23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### -3"),
-        ("products", "Multiply: 47 * 63. Give", "47 * 60 = 2820|47 * 3 = 141|2820 + 141 = 2961|#### 2961"),
-        ("products", "Multiply: 47 * 60. Give", "47 * 60 = 2820|#### 2820"),
-        ("products", "Multiply: 0 * 3. Give", "0 * 3 = 0|#### 0"),
+        ("chain_sum", SUM, "23 + 40 = 63|63 + 5 = 68|68 - 70 = -2|-2 - 0 = -2|-2 - 6 = -8|#### -8"),
         (
             "leg_counting", LEGS,
             "5 spiders: 5 * 8 = 40|1 praying mantis: 1 * 6 = 6|2 crabs: 2 * 10 = 20|40 + 6 = 46|46 + 20 = 66|#### 66",
@@ -29,6 +26,7 @@ LEGS = "Count.\n\nNow, how many legs are there in total if you have 5 spiders, 1
 def test_solutions(task, question, text):
     assert solution(task, question) == text.replace("|", DELIMITER)
     assert all(check_steps(task, question, text.split("|")))
+    assert results(task, question) == [int(step.split(" = ")[1]) for step in text.split("|")[:-1]]
 
 
 def test_solutions_reach_the_packages_answers():
@@ -43,12 +41,15 @@ def test_solutions_reach_the_packages_answers():
 @pytest.mark.parametrize(
     ("steps", "flags"),
     [
-        ("23 + 45 = 69|69 - 70 = -1|-1 - 1 = -2|#### -2", [0, 1, 1, 1]),  # only the first is wrong in itself
-        ("23 + 45 = 68|68 - 7 = 61|61 - 1 = 60|#### 60", [1, 0, 1, 1]),  # a term misread
-        ("23 + 45 = 68|68 - 70|-2 - 1 = -3|#### -3", [1, 0, 0, 1]),  # a result left out
-        ("23 + 45 = 68|68 - 70 = -2|#### -2", [1, 1, 0]),
-        ("23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### 3", [1, 1, 1, 0]),
-        ("23 + 45 = 68|68 - 70 = -2|-2 - 1 = -3|#### -3|#### -3", [1, 1, 1, 1, 0]),
+        (
+            "23 + 40 = 62|62 + 5 = 67|67 - 70 = -3|-3 - 0 = -3|-3 - 6 = -9|#### -9",
+            [0, 1, 1, 1, 1, 1],
+        ),  # the first
+        ("23 + 40 = 63|63 + 4 = 67|67 - 70 = -3|-3 - 0 = -3|-3 - 6 = -9|#### -9", [1, 0, 1, 1, 1, 1]),  # a term misread
+        ("23 + 40 = 63|63 + 5|68 - 70 = -2|-2 - 0 = -2", [1, 0, 0, 1]),  # a result left out
+        ("23 + 40 = 63|63 + 5 = 68|#### 68", [1, 1, 0]),
+        ("23 + 40 = 63|63 + 5 = 68|68 - 70 = -2|-2 - 0 = -2|-2 - 6 = -8|#### 8", [1, 1, 1, 1, 1, 0]),
+        ("23 + 40 = 63|63 + 5 = 68|68 - 70 = -2|-2 - 0 = -2|-2 - 6 = -8|#### -8|#### -8", [1, 1, 1, 1, 1, 1, 0]),
         ("", [0]),
     ],
 )

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from roro_fast.errors import CheckpointError
-from roro_fast.models.decoder import DenseAttention
 from roro_fast.models.loading import load_decoder
 from roro_fast.train.adapter_data import Corpus
 from roro_fast.train.adapters import Recipe, Trainer
 from roro_fast.train.lm import IGNORE
-from roro_fast.train.lora_layers import LoraDecoder, ShortAttention
+from roro_fast.train.lora_layers import LoraDecoder, common_prefix
 from tests import chat
 from tests.tiny import save_random
 
@@ -145,6 +145,26 @@ def test_a_smaller_model_of_the_same_base_takes_its_own_adapter(base, tmp_path):
     assert record["steps"] == 2 and record["tokens"] == log_of(out / "adapter")[-1]["tokens"]
 
 
-def test_the_short_attention_is_the_dense_one():
-    q, k, v = (torch.randn(2 * 7, h, 8, generator=torch.Generator().manual_seed(h)) for h in (6, 2, 2))
-    torch.testing.assert_close(ShortAttention(2, 7)(0, q, k, v), DenseAttention(2, 7)(0, q, k, v))
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_a_shared_prefix_changes_nothing(base, tmp_path, prefix):
+    model = trained(base, tmp_path)
+    ids = torch.randint(0, 200, (3, 9), generator=torch.Generator().manual_seed(2))
+    ids[:, :prefix] = ids[0, :prefix]
+    ids[1, prefix] = ids[0, prefix] + 1
+    targets = ids.roll(-1, 1)
+    targets[:, :prefix] = IGNORE
+    assert common_prefix(ids, targets, IGNORE) == prefix
+    want = F.cross_entropy(
+        model.model.logits(model.model.dense(ids)).flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    losses = model.token_losses(ids, targets, IGNORE)
+    torch.testing.assert_close(losses, want[targets.flatten() != IGNORE])
+    grads = [torch.autograd.grad(x.sum(), model.factors(), retain_graph=True) for x in (losses, want)]
+    assert all(g.abs().max() > 0 for g in grads[1])
+    torch.testing.assert_close(*grads, atol=2e-4, rtol=1e-3)
+
+
+def test_targets_are_never_part_of_the_prefix():
+    ids = torch.arange(6).repeat(2, 1)
+    targets = torch.tensor([[IGNORE, IGNORE, 1, 1, 1, 1], [IGNORE, IGNORE, IGNORE, 1, 1, 1]])
+    assert common_prefix(ids, targets, IGNORE) == 2
