@@ -53,6 +53,8 @@ def load_actor(decoder: Decoder, directory: Path, config: TrlConfig) -> Any:
         dtype=getattr(torch, config.dtype),
         attn_implementation=attention_of(config, decoder.device),
     )
+    actor.config.architectures = [type(actor).__name__]  # TRL loads its reference by this name
+    actor.config.save_pretrained(directory)
     if config.lora_rank == 0 and actor.dtype == decoder.dtype:
         actor.to(decoder.device)
         views = views_of(decoder)

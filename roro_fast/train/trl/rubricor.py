@@ -137,9 +137,8 @@ def plan(
 
 def prompt_text(rubricor: Rubricor, query: str) -> str:
     """The prompt as text, for generators that tokenise it themselves; refused where they would see other tokens."""
-    ids = rubricor.encoder.rubricor(query)
-    text = str(rubricor.tokenizer.decode(ids[len(rubricor.encoder.start) :]))
-    if list(rubricor.tokenizer(text)["input_ids"]) != ids:
+    text = rubricor.encoder.rubricor_text(query)
+    if list(rubricor.tokenizer(text)["input_ids"]) != rubricor.encoder.rubricor(query):
         raise ConfigError(
             f"trl.rollouts: this tokenizer reads the prompt of {query[:40]!r} otherwise as one text; use 'engine'"
         )
