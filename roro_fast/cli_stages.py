@@ -68,7 +68,7 @@ STAGES = (
     Stage(
         "rubric",
         rubric_stage.rubric,
-        ("rubric", "task.n_train"),
+        ("rubric", "trl", "task.n_train"),
         (rubric_stage.ALTERNATION, rubric_stage.JUDGE, rubric_stage.RUBRICOR, rubric_stage.RUBRICS),
         needs_judge,
     ),

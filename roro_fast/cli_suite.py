@@ -12,10 +12,10 @@ from roro_fast.cli_ui import stage_view, table
 from roro_fast.eval.suite import evaluate_suite
 from roro_fast.eval.suite_table import COLUMNS, cell
 from roro_fast.runs import RunDirectory
-from roro_fast.tasks.prompting import check_chat
+from roro_fast.tasks.prompting import check_chats
 from roro_fast.tasks.suites import suite
 from roro_fast.train.context import Context
-from roro_fast.train.setup import Workbench
+from roro_fast.train.setup import Workbench, distinct
 
 _SHOWN = ("accuracy", "generated", "seconds", "price", "discarded")
 
@@ -27,7 +27,7 @@ def run_suite(run: RunDirectory, name: str, console: Console, redo: Sequence[str
     if c.run.threads:
         torch.set_num_threads(c.run.threads)
     bench = Workbench(c)
-    check_chat(bench.tokenizer, c.task.chat)  # what will be refused is refused before anything is written
+    check_chats(distinct(bench.tokenizers), c.task.chat)  # what will be refused is refused before anything is written
     with run, stage_view(console, f"suite {name}") as view:
         result = evaluate_suite(Context(run, bench, view), name, redo)
     if result["points"]:

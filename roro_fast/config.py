@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.config_checks import at_least, check_budgets, choose, choose_all, clip_range, positive, require, share
+from roro_fast.config_trl import TRAINERS, TrlConfig
 from roro_fast.tasks.base import SPLITS
 from roro_fast.tasks.prompting import INSTRUCTION
 
@@ -58,7 +59,8 @@ class TaskConfig:
     `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty leaves it
     to the task. `strict` refuses a malformed row instead of counting it. `system` (empty: the template's own) and
     `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked. `chat` goes to
-    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3.
+    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3. `options` are a gym task's own:
+    `{min_terms: 3}`.
     """
 
     name: str = "ledger"
@@ -72,6 +74,7 @@ class TaskConfig:
     system: str = ""
     instruction: str = INSTRUCTION
     chat: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.name), "task.name", "is empty; try 'ledger'")
@@ -79,13 +82,19 @@ class TaskConfig:
             at_least(getattr(self, key), 1, f"task.{key}")
         at_least(self.seed, 0, "task.seed")
         positive(self.timeout, "task.timeout")
+        require(
+            not self.options or self.name.startswith("gym:"),
+            "task.options",
+            f"{self.name} has none, only tasks named gym:<task>; drop them",
+        )
 
 
 @dataclass
 class ModelsConfig:
     """The pool, smallest first. A path is a model directory or a packaged name such as 'nano/small'.
 
-    `layers` keeps only the first layers of a model (0: all), one entry per model; an empty list keeps all layers.
+    `layers` keeps only the first layers of a model (0: all), or those in a list, `[[0, 1, 28, 29], 0]`; one entry per
+    model, an empty list keeps all layers.
     `device` is one for all models, or one each: 'cuda:0,cuda:1'. Router, Rubricor and Judge live on the first.
     `prices` is each model's price per million tokens it generates, `read_prices` per million it only reads (prompt and
     catch-up; free when empty), in any one currency; evaluations then report what answers cost.
@@ -93,7 +102,7 @@ class ModelsConfig:
 
     paths: list[str] = field(default_factory=lambda: ["nano/small", "nano/large"])
     labels: list[str] = field(default_factory=lambda: ["small", "large"])
-    layers: list[int] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
     dtype: str = "float32"
     device: str = "cpu"
     prices: list[float] = field(default_factory=list)
@@ -115,7 +124,12 @@ class ModelsConfig:
             f"{len(self.layers)} entries for {k} models; give one each",
         )
         for n in self.layers:
-            at_least(n, 0, "models.layers")
+            listed = n if isinstance(n, list) else [n]
+            require(
+                bool(listed) and all(type(i) is int and i >= 0 for i in listed),
+                "models.layers",
+                f"{n!r} is neither a number of layers nor a list of their numbers; write e.g. 12 or [0, 1, 28, 29]",
+            )
         for key in ("prices", "read_prices"):
             table = getattr(self, key)
             require(
@@ -272,11 +286,13 @@ class PairsConfig:
 class RubricConfig:
     """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
 
-    `rubricor` and `judge` are model directories or packaged names to start from.
+    `rubricor` and `judge` are model directories or packaged names to start from. `trainer` "native" updates this
+    package's own decoders, "trl" their `transformers` twins (section `trl`).
     """
 
     rubricor: str = "nano/reader"
     judge: str = "nano/reader"
+    trainer: str = "native"
     order: str = "judge_first"
     rounds: int = 3
     group_size: int = 6
@@ -296,6 +312,7 @@ class RubricConfig:
     def __post_init__(self) -> None:
         for key in ("rubricor", "judge"):
             require(bool(getattr(self, key)), f"rubric.{key}", "is empty; name a model directory or 'nano/reader'")
+        choose(self.trainer, "rubric.trainer", TRAINERS)
         choose(self.order, "rubric.order", ORDERS)
         at_least(self.rounds, 1, "rubric.rounds")
         require(
@@ -453,6 +470,7 @@ class Config:
     collect: CollectConfig = field(default_factory=CollectConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

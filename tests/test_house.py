@@ -30,7 +30,8 @@ ALLOWED["backends"] = {"ops", "models", "engine", "routing"}
 ALLOWED["cli"] = {*LADDER, "serve", "backends"}
 
 
-PLUGINS = {"roro_fast.eval.lm_harness"}  # imported by the package they plug into, or not at all
+# Imported by the package they plug into, or only where it is asked for.
+PLUGINS = {"roro_fast.eval.lm_harness", *(f"roro_fast.train.trl.{m}" for m in ("judge", "rubricor", "warm_up"))}
 
 
 def part_of(module: str) -> str:

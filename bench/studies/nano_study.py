@@ -1,8 +1,8 @@
 """The nano study: every baseline, outcome-only GRPO, RoRo and its controls, several seeds, one test split.
 
-    python bench/studies/nano_study.py run --seeds 0 1 2 3 4   # resumable; split the seeds over processes to go faster
-    python bench/studies/nano_study.py collate                 # bench/results/nano_study.json and the README table
-    python bench/studies/nano_study.py quickstart              # bench/results/nano_quickstart.json from runs/nano
+    python -m bench.studies.nano_study run --seeds 0 1 2 3 4   # resumable; split the seeds over processes to go faster
+    python -m bench.studies.nano_study collate                 # bench/results/nano_study.json and the README table
+    python -m bench.studies.nano_study quickstart              # bench/results/nano_quickstart.json from runs/nano
 
 Each seed is a run directory of the `nano_study` preset: its own collection, pairs, alternation and routers. Thresholds
 and budgets are fitted on the calibrate split; nothing is chosen on the test split.
@@ -14,13 +14,13 @@ import argparse
 import dataclasses
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from bench.studies.twins import twin
 from roro_fast.cli_stages import run_stages
 from roro_fast.config import Config
 from roro_fast.config_io import load_config
@@ -94,22 +94,9 @@ def other_order(ctx: Context, overrides: list[str]) -> None:
         return
     seed = ctx.config.run.seed
     config = config_of(seed, [*overrides, f"run.name=seed-{seed}-{ORDER}", f"rubric.order={ORDER}"])
-    twin = RunDirectory.for_config(config)
-    for name in ("trajectories", "stages", "pairs.jsonl"):
-        source = ctx.run.path / name
-        if (twin.path / name).exists():
-            continue
-        twin.path.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, twin.path / name)
-        else:
-            shutil.copy(source, twin.path / name)
-    for stage in ("rubric", "router", "outcome_only", "evaluate", "report"):
-        mark = twin.path / "stages" / f"{stage}.json"
-        if not (twin.path / ROUTERS).is_dir():
-            mark.unlink(missing_ok=True)
-    run_stages(twin, "router", console)
-    shutil.copytree(twin.path / ROUTERS / "roro", target)
+    beside = twin(ctx.run, config, "rubric")
+    run_stages(beside, "router", console)
+    shutil.copytree(beside.path / ROUTERS / "roro", target)
 
 
 def run_seed(seed: int, overrides: list[str]) -> None:
@@ -138,7 +125,7 @@ def collate(resamples: int) -> None:
         histories[folder.parent.name] = json.loads(log.read_text())["summary"].get("history", [])
     facts = provenance()
     meta = {
-        "command": "python bench/studies/nano_study.py run --seeds 0 1 2 3 4; ... collate",
+        "command": "python -m bench.studies.nano_study run --seeds 0 1 2 3 4; ... collate",
         "config": dataclasses.asdict(config_of(0, [])),
         "versions": facts,
         "judge": histories,
@@ -153,7 +140,7 @@ def quickstart(run: RunDirectory, resamples: int) -> None:
     points = [p for path in sorted((run.path / "eval").glob("*.safetensors")) for p in load_points(path)]
     history = json.loads((run.path / "stages" / "rubric.json").read_text())["summary"]["history"]
     meta = {
-        "command": "roro quickstart; python bench/studies/nano_study.py quickstart",
+        "command": "roro quickstart; python -m bench.studies.nano_study quickstart",
         "config": dataclasses.asdict(run.config),
         "versions": provenance(),
         "judge": {run.path.name: history},
@@ -182,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,7 @@
 // The includer defines TILE_ZERO, TILE_LOAD, TILE_STORE, TILE_DOT, TILE_TARGET and PRODUCT. No include guard.
 
 TILE_TARGET void PRODUCT(const HalfProduct& p) {
-  const std::int64_t acc_bytes = p.acc_stride * 4, x_bytes = p.x_stride * 2, w_bytes = p.panel * 4;
+  const std::int64_t acc_bytes = p.acc_stride * 4, x_bytes = p.x_stride * 2, w_bytes = p.w_step() * 2;
   for (std::int64_t row = 0; row < p.rows; row += kTileRows) {
     const bool two = p.rows - row > 16;
     for (std::int64_t column = 0; column < p.panel; column += 32) {
@@ -23,7 +23,7 @@ TILE_TARGET void PRODUCT(const HalfProduct& p) {
       }
       for (std::int64_t k = 0; k < p.depth; k += 32) {
         const bf16* x = p.x[0] + row * p.x_stride + k;
-        const bf16* w = p.w + k * p.panel + column * 2;
+        const bf16* w = p.w + k / 2 * p.w_step() + column * 2;
         TILE_LOAD(4, x, x_bytes);
         TILE_LOAD(6, w, w_bytes);
         TILE_LOAD(7, w + 32, w_bytes);

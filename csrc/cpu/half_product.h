@@ -21,6 +21,8 @@ struct HalfProduct {
   float* acc;             // [rows][acc_stride], for tiles padded like x
   std::int64_t acc_stride;
   bool first;             // acc holds nothing yet
+  std::int64_t w_panel = 0;  // of w as it lies, when it has more columns than `panel`, which are the first ones
+  std::int64_t w_step() const { return 2 * (w_panel ? w_panel : panel); }  // from one pair of rows to the next
 };
 
 void half_product_avx512(const HalfProduct& p);

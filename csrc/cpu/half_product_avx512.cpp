@@ -18,8 +18,9 @@ void tile(const HalfProduct& p, std::int64_t row) {
     }
   }
   const bf16* const* x = p.x + row;
-  for (std::int64_t k = 0; k < p.depth; k += 2) {
-    const bf16* w = p.w + k * NV * 16;
+  const std::int64_t step = p.w_step();
+  const bf16* w = p.w;
+  for (std::int64_t k = 0; k < p.depth; k += 2, w += step) {
     __m512bh b[NV];
     for (int j = 0; j < NV; ++j) b[j] = (__m512bh)_mm512_loadu_si512(w + j * 32);
     for (int i = 0; i < MR; ++i) {

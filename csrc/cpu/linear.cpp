@@ -19,6 +19,8 @@ static_assert(kGroup * kPanel == kTileColumns);
 constexpr std::int64_t kBlockBytes = 384 << 10;         // of x: stays in L2 beside a group of panels
 constexpr std::int64_t kDepthBytes = 4096;              // of k per pass: a group's strip, 256 KB, stays in L2
 constexpr std::int64_t kTwiceBytes = 128;               // with two passes: a strip of 8 KB stays in L1
+constexpr std::int64_t kManyPasses = 8, kLargeManyPasses = 32;  // per thread: what is worth dividing by rows
+constexpr std::int64_t kLeastPasses = 16, kTurns = 4;           // of a block of rows; blocks per thread
 constexpr std::int64_t kWorthBytes = 64 << 10;          // of weights times passes: what is worth more threads
 constexpr std::int64_t kLargeBytes = 4 << 20;           // of weights: what is worth dividing finely
 constexpr std::int64_t kEven = 2;                       // panels; threads divide a group in pairs of gate and up
@@ -155,14 +157,18 @@ void linear(const LinearArgs& a, int threads) {
   if (!a.rows) return;
   const Kernel kernel = kernel_for(a.sizes.type);
   const Block block(a, kernel);
+  const std::int64_t bytes = block.panels() * kPanel * block.row_bytes();
+  const std::int64_t passes = (a.rows + kernel.rows - 1) / kernel.rows;
+  const bool many = passes >= threads * (bytes > kLargeBytes / 2 ? kLargeManyPasses : kManyPasses);
   const std::int64_t most = std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, block.row_bytes()));
-  const std::int64_t blocks = (a.rows + round_up(most, kMaxRows) - 1) / round_up(most, kMaxRows);
-  const std::int64_t bytes = block.panels() * kPanel * block.row_bytes(), passes = (a.rows / blocks + 5) / 6;
-  std::int64_t chunks = 1;
-  if (threads > 1 && bytes * passes > kWorthBytes) chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
-  const auto row_at = [&](std::int64_t b) {
-    return b == blocks ? a.rows : part(a.rows, b, blocks) / kMaxRows * kMaxRows;
-  };
+  std::int64_t blocks = (a.rows + most - 1) / most, chunks = 1;
+  if (many && threads > 1) {  // each reads all weights, in whole groups
+    const std::int64_t turns = std::min(kTurns, passes / (kLeastPasses * threads));
+    blocks = std::max(turns * threads, round_up(blocks, threads));
+  } else if (threads > 1 && bytes * passes > kWorthBytes) {
+    chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
+  }
+  const auto row_at = [&](std::int64_t b) { return std::min(a.rows, part(passes, b, blocks) * kernel.rows); };
   const auto panel_at = [&](std::int64_t c) {
     return c == chunks ? block.panels() : part(block.panels(), c, chunks) / kEven * kEven;
   };

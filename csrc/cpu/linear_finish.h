@@ -1,5 +1,8 @@
 // What is done to finished sums; compiled per instruction set, see foreach_isa.h.
 
+RORO_INLINE vf silu_as(float, vf x) { return silu(x); }
+RORO_INLINE vf silu_as(bf16, vf x) { return silu_for_bf16(x); }
+
 // kGated: panels of gate and up alternate.
 template <typename T, bool kGated, bool kBias>
 RORO_INLINE void finish_rows(const LinearArgs& a, const float* bias, std::int64_t row, std::int64_t rows,
@@ -14,7 +17,7 @@ RORO_INLINE void finish_rows(const LinearArgs& a, const float* bias, std::int64_
         const vf v = load(sums + at);
         return kBias ? v + load(bias + panel * 16 + at) : v;
       };
-      const vf v = kGated ? silu(take(j / 16 * 32 + j % 16)) * take(j / 16 * 32 + 16 + j % 16) : take(j);
+      const vf v = kGated ? silu_as(T{}, take(j / 16 * 32 + j % 16)) * take(j / 16 * 32 + 16 + j % 16) : take(j);
       n - j >= W ? store(out + j, v) : store_some(out + j, v, n - j);
     }
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/half_product.h"
 #include "cpu/isa.h"
@@ -13,7 +14,10 @@ namespace {
 
 constexpr std::int64_t kAttentionTile = 64;  // keys of a block
 constexpr std::int64_t kHalfPanel = 64;      // columns of a bf16 product
-constexpr std::int64_t kWorkBytes = kAttentionRows * 24 + 256;  // of the bookkeeping of one head
+constexpr std::int64_t kSomeRows = 32;       // that go through a block together; whole tiles of rows
+constexpr std::int64_t kWorkBytes = kAttentionRows * 16 + kSomeRows * 8 + 256;  // of the bookkeeping of one head
+
+static_assert(kSomeRows % kTileRows == 0);
 
 using HalfProductFunction = void (*)(const HalfProduct&);
 
@@ -28,9 +32,9 @@ namespace {
 
 // What `heads` key heads of an item with `rows` rows each need, whatever their types and the instruction set.
 std::int64_t scratch_bytes(std::int64_t dim, std::int64_t rows, std::int64_t heads) {
-  constexpr std::int64_t kRows = kAttentionRows + kTileRows, kVectorBytes = 64, kBuffers = 8;
+  constexpr std::int64_t kVectorBytes = 64, kBuffers = 8;
   const std::int64_t padded = round_up(dim, 32);
-  const std::int64_t shared = 4 * (4 * kAttentionTile * padded + 2 * kRows * kAttentionTile + 2 * kAttentionRows);
+  const std::int64_t shared = 4 * (4 * kAttentionTile * padded + 2 * kSomeRows * kAttentionTile);
   const std::int64_t own = 4 * (2 * (rows + kTileRows) * padded + rows) + rows * kVectorBytes + kWorkBytes;
   return shared + heads * own + (heads + 1) * kBuffers * 64;
 }
@@ -40,7 +44,8 @@ constexpr std::int64_t kItemsPerThread = 4;  // enough of them to be the unit of
 
 class Packer {
  public:
-  Packer(const AttentionArgs& a, AttentionPlan& plan) : a_(a), plan_(plan), room_(a.heads ? capacity() : 1) {}
+  Packer(const AttentionArgs& a, AttentionPlan& plan, std::int64_t tokens)
+      : a_(a), plan_(plan), capacity_(a.heads ? capacity(tokens) : 1), room_(capacity_) {}
 
   void begin(std::int64_t prefix) {
     close();
@@ -63,23 +68,46 @@ class Packer {
     const std::int64_t now = static_cast<std::int64_t>(plan_.segments.size());
     if (now > first_) plan_.items.push_back({first_, now, prefix_});
     first_ = now;
-    room_ = capacity();
+    room_ = capacity_;
   }
 
  private:
-  std::int64_t capacity() const { return std::max<std::int64_t>(1, kAttentionRows / (a_.heads / a_.kv_heads)); }
+  // Tokens of an item: more of them share the packing of a block, fewer leave enough items for all threads.
+  std::int64_t capacity(std::int64_t tokens) const {
+    constexpr std::int64_t kItems = 8, kLeastRows = 64, kStep = 48;
+    const std::int64_t ratio = a_.heads / a_.kv_heads;
+    const std::int64_t rows = std::clamp(tokens * ratio / kItems / kStep * kStep, kLeastRows, kAttentionRows);
+    return std::max<std::int64_t>(1, rows / ratio);
+  }
 
   const AttentionArgs& a_;
   AttentionPlan& plan_;
+  const std::int64_t capacity_;
   std::int64_t room_, prefix_ = 0, first_ = 0;
 };
+
+// So that threads that take one item after another end together.
+void longest_first(const AttentionArgs& a, AttentionPlan& plan) {
+  std::vector<std::pair<std::int64_t, AttentionItem>> items;
+  for (const AttentionItem& item : plan.items) {
+    std::int64_t work = 0;
+    for (std::int64_t i = item.first; i < item.last; ++i) {
+      const Segment& s = plan.segments[i];
+      const std::int64_t seen = a.kv_lens[s.sequence] - (a.cu_seqlens[s.sequence + 1] - s.end);
+      work += (s.end - s.begin + 1) * seen - (i > item.first ? item.prefix : 0);
+    }
+    items.push_back({work, item});
+  }
+  std::stable_sort(items.begin(), items.end(), [](const auto& x, const auto& y) { return x.first > y.first; });
+  for (std::size_t i = 0; i < items.size(); ++i) plan.items[i] = items[i].second;
+}
 
 }  // namespace
 
 AttentionPlan plan_attention(const AttentionArgs& a, std::int64_t sequences, const std::int64_t* members,
                              const std::int64_t* offsets, const std::int64_t* lengths, std::int64_t n_groups) {
   AttentionPlan plan;
-  Packer packer(a, plan);
+  Packer packer(a, plan, sequences ? a.cu_seqlens[sequences] : 0);
   std::vector<bool> grouped(sequences, false);
   for (std::int64_t g = 0; g < n_groups; ++g) {
     packer.begin(lengths[g]);
@@ -94,6 +122,7 @@ AttentionPlan plan_attention(const AttentionArgs& a, std::int64_t sequences, con
     packer.add(s);
   }
   packer.close();
+  longest_first(a, plan);
   return plan;
 }
 

@@ -8,7 +8,7 @@
 
 namespace roro::cpu {
 
-constexpr std::int64_t kAttentionRows = 64;  // query rows (tokens x query heads of one key head) worked on at once
+constexpr std::int64_t kAttentionRows = 192;  // most query rows (tokens x query heads of one key head) of an item
 constexpr std::int64_t kMaxHeadDim = 512;
 
 struct PagedTensor {

@@ -21,13 +21,13 @@ struct Work {
   T* q;                                     // [rows][depth]
   T *kt, *v;                                // the block's keys and values in panels, as the products read them
   T *stage_k, *stage_v;                     // [kTile][depth], [kTile][columns], for what cannot be used where it lies
-  float* s;                                 // scores [rows][kTile]
-  T* p;                                     // weights [rows][kTile]; in the place of s for float
-  float *m, *top, *factor;                  // [rows]
+  float* s;                                 // scores of some rows [kSomeRows][kTile]
+  T* p;                                     // their weights [kSomeRows][kTile]; in the place of s for float
+  float* m;                                 // [rows]
   float* l;                                 // [rows][W], to be added up
   float* out;                               // [rows][columns]
   std::int64_t visible[kAttentionRows];     // tokens that a row sees
-  const T *q_rows[kAttentionRows], *p_rows[kAttentionRows];
+  const T *q_rows[kAttentionRows], *p_rows[kSomeRows];
 };
 
 static_assert(sizeof(Work<true>) <= kWorkBytes && sizeof(Work<false>) <= kWorkBytes);
@@ -92,13 +92,27 @@ RORO_INLINE void pack_values(const TokenTile& t, std::int64_t tokens, std::int64
   }
 }
 
-RORO_INLINE void store_weights(float* p, vf e) { store(p, e); }
-
-// Rounds halves up: weights are positive.
-RORO_INLINE void store_weights(bf16* p, vf e) {
-  const vh h = __builtin_convertvector(((vu)e + 0x8000) >> 16, vh);
-  __builtin_memcpy(p, &h, sizeof h);
+// 2 * W weights, positive: rounds halves up.
+RORO_INLINE void store_weights(bf16* p, vf a, vf b) {
+  const vu c = (vu)a + 0x8000, d = (vu)b + 0x8000;
+#if RORO_WIDTH == 16
+  alignas(64) static const std::uint16_t kHigh[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16((__m512i)c, _mm512_load_si512(kHigh), (__m512i)d));
+#else
+  const vh low = __builtin_convertvector(c >> 16, vh), high = __builtin_convertvector(d >> 16, vh);
+  __builtin_memcpy(p, &low, sizeof low);
+  __builtin_memcpy(p + W, &high, sizeof high);
+#endif
 }
+
+RORO_INLINE void store_weights(float* p, vf a, vf b) {
+  store(p, a);
+  store(p + W, b);
+}
+
+RORO_INLINE vf weight(float, vf y) { return exp2(y); }
+RORO_INLINE vf weight(bf16, vf y) { return exp2_for_bf16(y); }
 
 RORO_INLINE vf before(std::int64_t at, std::int64_t seen, vf yes, vf no) {
   vi lane;
@@ -106,87 +120,136 @@ RORO_INLINE vf before(std::int64_t at, std::int64_t seen, vf yes, vf no) {
   return lane + static_cast<std::int32_t>(at) < static_cast<std::int32_t>(seen) ? yes : no;
 }
 
-// Weights of one row from its scores, the first `seen` of which count.
+// Of a row's scores, `columns` of them (a multiple of W), the first `seen` count.
+RORO_INLINE vf row_top(const float* s, std::int64_t columns, std::int64_t seen) {
+  vf top = splat(-__builtin_inff());
+  if (seen >= columns) {
+    for (std::int64_t j = 0; j < columns; j += W) top = maximum(top, load(s + j));
+  } else {
+    for (std::int64_t j = 0; j < seen; j += W) top = maximum(top, before(j, seen, load(s + j), top));
+  }
+  return top;
+}
+
+// Weights of a row from its scores; `p` has room for an even number of vectors. Returns their sums.
 template <bool kMasked, typename T>
 RORO_INLINE vf row_weights(const float* s, std::int64_t columns, std::int64_t seen, float scale, float top, T* p) {
   vf total{};
-  for (std::int64_t j = 0; j < columns; j += W) {
-    vf e = exp2(load(s + j) * scale - top);
-    if (kMasked) e = before(j, seen, e, vf{});
-    store_weights(p + j, e);
-    total += e;
+  for (std::int64_t j = 0; j < columns; j += 2 * W) {
+    vf a = weight(T{}, load(s + j) * scale - top), b{};
+    if (kMasked) a = before(j, seen, a, vf{});
+    total += a;
+    if (j + W < columns) {
+      b = weight(T{}, load(s + j + W) * scale - top);
+      if (kMasked) b = before(j + W, seen, b, vf{});
+      total += b;
+    }
+    store_weights(p + j, a, b);
   }
   return total;
 }
 
-// Scores to weights for rows [first, last); their sums and outputs are rescaled to the new maxima.
-template <bool kHalf>
+// Scores to weights for rows [first, last), at most kSomeRows; their sums and outputs are rescaled to the new maxima.
+// kWhole: all rows see all of a whole block.
+template <bool kWhole, bool kHalf>
 RORO_INLINE void softmax(const Work<kHalf>& w, std::int64_t first, std::int64_t last, std::int64_t begin,
                          std::int64_t columns, float scale) {
-  const auto seen = [&](std::int64_t i) { return w.visible[i] - begin; };
-  for (std::int64_t i = first; i < last; ++i) {
-    const float* s = w.s + i * kTile;
-    const std::int64_t n = seen(i);
-    vf top = splat(-__builtin_inff());
-    if (n >= columns) {
-      for (std::int64_t j = 0; j < columns; j += W) top = maximum(top, load(s + j));
-    } else {
-      for (std::int64_t j = 0; j < n; j += W) top = maximum(top, before(j, n, load(s + j), top));
-    }
-    const float now = largest(top) * scale;
-    w.top[i] = now > w.m[i] ? now : w.m[i];
+  const std::int64_t rows = last - first, width = w.columns, *visible = w.visible + first;
+  const float* const s = w.s;  // members are read once: stores of vectors may change anything
+  float *const m = w.m + first, *const l = w.l + first * W, *const out = w.out + first * width;
+  auto* const p = w.p;
+  float top[kSomeRows], by[kSomeRows];
+  static_assert(kSomeRows % 4 == 0);
+  for (std::int64_t i = 0; i < rows; i += 4) {
+    const auto top_of = [&](std::int64_t j) {
+      const std::int64_t r = i + j < rows ? i + j : i;
+      return kWhole ? row_top(s + r * kTile, kTile, kTile) : row_top(s + r * kTile, columns, visible[r] - begin);
+    };
+    largest4(top_of(0), top_of(1), top_of(2), top_of(3), top + i);
   }
-  for (std::int64_t i = first; i < last; i += W) {
-    const std::int64_t n = last - i < W ? last - i : W;
-    const vf top = load_some(w.top + i, n);
-    store_some(w.factor + i, exp2(load_some(w.m + i, n) - top), n);
-    store_some(w.m + i, top, n);
+  for (std::int64_t i = 0; i < rows; i += W) {
+    const std::int64_t n = rows - i < W ? rows - i : W;
+    const vf before_it = load_some(m + i, n), now = maximum(load_some(top + i, n) * scale, before_it);
+    store_some(by + i, exp2(before_it - now), n);
+    store_some(m + i, now, n);
   }
-  for (std::int64_t i = first; i < last; ++i) {
-    const float *s = w.s + i * kTile, factor = w.factor[i];
-    auto* p = w.p + i * kTile;
-    const vf total = seen(i) >= columns ? row_weights<false>(s, columns, 0, scale, w.m[i], p)
-                                        : row_weights<true>(s, columns, seen(i), scale, w.m[i], p);
-    store(w.l + i * W, load(w.l + i * W) * factor + total);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const float *scores = s + i * kTile, factor = by[i];
+    const std::int64_t seen = visible[i] - begin;
+    const vf total = kWhole            ? row_weights<false>(scores, kTile, 0, scale, m[i], p + i * kTile)
+                     : seen >= columns ? row_weights<false>(scores, columns, 0, scale, m[i], p + i * kTile)
+                                       : row_weights<true>(scores, columns, seen, scale, m[i], p + i * kTile);
+    store(l + i * W, load(l + i * W) * factor + total);
     if (factor == 1) continue;
-    float* out = w.out + i * w.columns;
-    for (std::int64_t j = 0; j < w.columns; j += W) store(out + j, load(out + j) * factor);
+    float* row = out + i * width;
+    for (std::int64_t j = 0; j < width; j += W) store(row + j, load(row + j) * factor);
   }
 }
 
-// Rows [first, last) over one block, of which each sees at least one token.
-RORO_INLINE void attend_block(const Work<false>& w, HalfProductFunction, std::int64_t first, std::int64_t last,
-                              std::int64_t begin, const TokenTile& t, float scale) {
-  const std::int64_t tokens = round_up(t.n, W);
-  pack_keys(t, w.depth, tokens, kPanel, w.kt);
-  for (std::int64_t c = 0; c < tokens; c += kPanel) {
-    const std::int64_t width = tokens - c < kPanel ? tokens - c : kPanel;
-    product(w.q_rows + first, last - first, w.kt + c * w.depth, width, w.depth, w.s + first * kTile + c, kTile, true);
+// Scores of rows [first, last) with the first `columns` of the block's packed keys.
+RORO_INLINE void scores(const Work<false>& w, HalfProductFunction, std::int64_t first, std::int64_t last,
+                        std::int64_t tokens, std::int64_t columns) {
+  for (std::int64_t c = 0; c < columns; c += kPanel) {
+    const std::int64_t panel = tokens - c < kPanel ? tokens - c : kPanel;
+    const std::int64_t width = columns - c < kPanel ? columns - c : kPanel;
+    product(w.q_rows + first, last - first, w.kt + c * w.depth, width, w.depth, w.s + c, kTile, true, panel);
   }
-  softmax(w, first, last, begin, tokens, scale);
-  pack_values(t, w.columns, w.v);
+}
+
+RORO_INLINE void scores(const Work<true>& w, HalfProductFunction product, std::int64_t first, std::int64_t last,
+                        std::int64_t tokens, std::int64_t columns) {
+  product({w.q_rows + first, w.depth, w.kt, columns, last - first, w.depth, w.s, kTile, true, tokens});
+}
+
+// Adds the weighted sums of the block's first `depth` values to the outputs of rows [first, last).
+RORO_INLINE void outputs(const Work<false>& w, HalfProductFunction, std::int64_t first, std::int64_t last,
+                         std::int64_t depth) {
   for (std::int64_t c = 0; c < w.columns; c += kPanel) {
     const std::int64_t width = w.columns - c < kPanel ? w.columns - c : kPanel;
-    product(w.p_rows + first, last - first, w.v + c * kTile, width, t.n, w.out + first * w.columns + c, w.columns,
-            false);
+    product(w.p_rows, last - first, w.v + c * kTile, width, depth, w.out + first * w.columns + c, w.columns, false);
   }
 }
 
-RORO_INLINE void attend_block(const Work<true>& w, HalfProductFunction product, std::int64_t first, std::int64_t last,
-                              std::int64_t begin, const TokenTile& t, float scale) {
-  const bool tiles = half_product_has_tiles();
-  const std::int64_t rows = last - first, tokens = round_up(t.n, tiles ? 32 : 16);
-  const std::int64_t depth = tiles ? tokens : round_up(t.n, 2);
-  pack_keys(t, w.depth / 2, tokens, kHalfPanel, reinterpret_cast<float*>(w.kt));
-  product({w.q_rows + first, w.depth, w.kt, tokens, rows, w.depth, w.s + first * kTile, kTile, true});
-  softmax(w, first, last, begin, tokens, scale);
-  pack_values(t, depth, w.columns, w.v);
-  if (tiles) {  // whole tiles of rows are added to the output: those beyond `last` add nothing
-    __builtin_memset(w.p + last * kTile, 0, (round_up(rows, kTileRows) - rows) * kTile * sizeof(bf16));
+RORO_INLINE void outputs(const Work<true>& w, HalfProductFunction product, std::int64_t first, std::int64_t last,
+                         std::int64_t depth) {
+  const std::int64_t rows = last - first;
+  if (half_product_has_tiles()) {  // whole tiles of rows are added to the output: those beyond `last` add nothing
+    __builtin_memset(w.p + rows * kTile, 0, (round_up(rows, kTileRows) - rows) * kTile * sizeof(bf16));
   }
   for (std::int64_t c = 0; c < w.columns; c += kHalfPanel) {
     const std::int64_t width = w.columns - c < kHalfPanel ? w.columns - c : kHalfPanel;
-    product({w.p_rows + first, kTile, w.v + c * kTile, width, rows, depth, w.out + first * w.columns + c, w.columns,
-             false});
+    product({w.p_rows, kTile, w.v + c * kTile, width, rows, depth, w.out + first * w.columns + c, w.columns, false});
+  }
+}
+
+// Rows [first, last) over one block, of which each sees at least one token. Some rows at a time, whose scores stay in
+// the first cache, and of the block only what the last of them sees.
+template <bool kHalf>
+RORO_INLINE void attend_block(const Work<kHalf>& w, HalfProductFunction product, std::int64_t first, std::int64_t last,
+                              std::int64_t begin, const TokenTile& t, float scale) {
+  const bool tiles = kHalf && half_product_has_tiles();
+  const std::int64_t column_step = tiles ? 32 : kHalf ? 16 : W, depth_step = tiles ? 32 : kHalf ? 2 : 1;
+  const std::int64_t some = tiles ? kSomeRows : kSomeRows / 24 * 24;  // in whole tiles of rows
+  const std::int64_t tokens = round_up(t.n, column_step);
+  if constexpr (kHalf) {
+    pack_keys(t, w.depth / 2, tokens, kHalfPanel, reinterpret_cast<float*>(w.kt));
+    pack_values(t, round_up(t.n, depth_step), w.columns, w.v);
+  } else {
+    pack_keys(t, w.depth, tokens, kPanel, w.kt);
+    pack_values(t, w.columns, w.v);
+  }
+  for (std::int64_t after; first < last; first = after) {
+    after = last - first < some ? last : first + some;
+    std::int64_t least = kTile, most = 0;
+    for (std::int64_t i = first; i < after; ++i) {
+      const std::int64_t seen = w.visible[i] - begin;
+      least = seen < least ? seen : least;
+      most = seen > most ? seen : most;
+    }
+    const std::int64_t n = most < t.n ? most : t.n, columns = round_up(n, column_step);
+    scores(w, product, first, after, tokens, columns);
+    least == kTile ? softmax<true>(w, first, after, begin, columns, scale)
+                   : softmax<false>(w, first, after, begin, columns, scale);
+    outputs(w, product, first, after, round_up(n, depth_step));
   }
 }

@@ -56,8 +56,12 @@ RORO_INLINE void prefetch(const AttentionArgs& a, const PagedTensor& p, std::int
 template <typename To, typename From>
 RORO_INLINE void take_row(const From* from, std::int64_t dim, std::int64_t padded, To* to) {
   std::int64_t j = 0;
-  for (; j + W <= dim; j += W) store(to + j, load(from + j));
-  if (j < dim) store_some(to + j, load_some(from + j, dim - j), dim - j);
+  if constexpr (std::is_same_v<To, From>) {
+    __builtin_memcpy(to, from, dim * sizeof(To));
+  } else {
+    for (; j + W <= dim; j += W) store(to + j, load(from + j));
+    if (j < dim) store_some(to + j, load_some(from + j, dim - j), dim - j);
+  }
   for (j = dim; j < padded; ++j) to[j] = To{};
 }
 
@@ -92,19 +96,18 @@ RORO_INLINE char* share_buffers(const AttentionArgs& a, char* memory, Work<kHalf
   w.dim = a.dim;
   w.depth = round_up(a.dim, tiles ? 32 : kHalf ? 8 : 4);
   w.columns = round_up(a.dim, tiles ? 32 : kHalf ? 16 : W);
-  constexpr std::int64_t kRows = kAttentionRows + kTileRows;
   memory = cut(w.kt, kTile * w.depth, memory);
   memory = cut(w.v, kTile * w.columns, memory);
   memory = cut(w.stage_k, kTile * w.depth, memory);
   memory = cut(w.stage_v, kTile * w.columns, memory);
-  memory = cut(w.s, kRows * kTile, memory);
-  memory = cut(w.top, kAttentionRows, memory);
-  memory = cut(w.factor, kAttentionRows, memory);
-  if constexpr (!kHalf) {
+  memory = cut(w.s, kSomeRows * kTile, memory);
+  if constexpr (kHalf) {
+    memory = cut(w.p, kSomeRows * kTile, memory);
+  } else {
     w.p = w.s;
-    return memory;
   }
-  return cut(w.p, kRows * kTile, memory);
+  for (std::int64_t i = 0; i < kSomeRows; ++i) w.p_rows[i] = w.p + i * kTile;
+  return memory;
 }
 
 // Buffers and queries of one head; returns the memory behind them.
@@ -130,7 +133,6 @@ RORO_INLINE char* take_queries(const AttentionArgs& a, const Segment* segments, 
         take_row(static_cast<const char*>(a.q) + at * bytes_of(a.type), a.type, a.dim, w.depth, w.q + row * w.depth);
         w.visible[row] = a.kv_lens[g.sequence] - (a.cu_seqlens[g.sequence + 1] - token) + 1;
         w.q_rows[row] = w.q + row * w.depth;
-        w.p_rows[row] = w.p + row * kTile;
         w.m[row] = -__builtin_inff();
       }
     }
@@ -145,15 +147,17 @@ RORO_INLINE char* take_queries(const AttentionArgs& a, const Segment* segments, 
 template <bool kHalf>
 RORO_INLINE void put_output(const AttentionArgs& a, const Segment& g, std::int64_t head, const Work<kHalf>& w,
                             std::int64_t row, std::int64_t rows) {
-  const std::int64_t ratio = a.heads / a.kv_heads;
-  for (std::int64_t i = 0; i < rows; ++i, ++row) {
-    const std::int64_t at = ((g.begin + i / ratio) * a.heads + head * ratio + i % ratio) * a.dim;
-    const float scale = 1.0f / sum(load(w.l + row * W));
-    for (std::int64_t j = 0; j < a.dim; j += W) {
-      const vf x = load(w.out + row * w.columns + j) * scale;
-      const std::int64_t n = a.dim - j < W ? a.dim - j : W;
-      a.type == DType::f32 ? store_some(static_cast<float*>(a.out) + at + j, x, n)
-                           : store_some(static_cast<bf16*>(a.out) + at + j, x, n);
+  const std::int64_t ratio = a.heads / a.kv_heads, last = row + rows;
+  for (std::int64_t token = g.begin; row < last; ++token) {
+    std::int64_t at = (token * a.heads + head * ratio) * a.dim;
+    for (const std::int64_t end = row + ratio; row < end; ++row, at += a.dim) {
+      const float scale = 1.0f / sum(load(w.l + row * W));
+      for (std::int64_t j = 0; j < a.dim; j += W) {
+        const vf x = load(w.out + row * w.columns + j) * scale;
+        const std::int64_t n = a.dim - j < W ? a.dim - j : W;
+        a.type == DType::f32 ? store_some(static_cast<float*>(a.out) + at + j, x, n)
+                             : store_some(static_cast<bf16*>(a.out) + at + j, x, n);
+      }
     }
   }
 }

@@ -148,6 +148,26 @@ RORO_INLINE float largest(vf v) {
   return s > t ? s : t;
 }
 
+// out[0..3] = the largest of a, b, c, d.
+RORO_INLINE void largest4(vf a, vf b, vf c, vf d, float* out) {
+#if RORO_WIDTH == 4
+  const vf p = maximum(__builtin_shufflevector(a, b, 0, 4, 1, 5), __builtin_shufflevector(a, b, 2, 6, 3, 7));
+  const vf q = maximum(__builtin_shufflevector(c, d, 0, 4, 1, 5), __builtin_shufflevector(c, d, 2, 6, 3, 7));
+  store(out, maximum(__builtin_shufflevector(p, q, 0, 1, 4, 5), __builtin_shufflevector(p, q, 2, 3, 6, 7)));
+#elif RORO_WIDTH == 8
+  const __m256 p = _mm256_max_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b), _mm256_unpackhi_ps((__m256)a, (__m256)b));
+  const __m256 q = _mm256_max_ps(_mm256_unpacklo_ps((__m256)c, (__m256)d), _mm256_unpackhi_ps((__m256)c, (__m256)d));
+  const __m256 r = _mm256_max_ps(_mm256_shuffle_ps(p, q, 0x44), _mm256_shuffle_ps(p, q, 0xee));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1)));
+#else
+  const __m512 p = _mm512_max_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  const __m512 q = _mm512_max_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  const __m512 r = _mm512_max_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+  const __m256 s = _mm256_max_ps(_mm512_castps512_ps256(r), _mm512_extractf32x8_ps(r, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+#endif
+}
+
 // out[j] = four floats at byte `at` + 16 * j of rows[0], rows[4], rows[8], ... side by side.
 template <int N>
 RORO_INLINE void load_quads(const char* const* rows, std::int64_t at, vf (&out)[N]) {
@@ -220,10 +240,30 @@ RORO_INLINE vf exp2(vf y) {
   return p * (vf)(((vi)shifted << 23) + 0x3f800000);
 }
 
-RORO_INLINE vf silu(vf x) {
+// 2^y to 8e-5 for y < 127.5, a small part of what rounding to bf16 takes; 2^-126 below -126.
+RORO_INLINE vf exp2_for_bf16(vf y) {
+  y = maximum(y, splat(-126.0f));
+  const vf shifted = y + 12582912.0f;
+  const vf r = y - (shifted - 12582912.0f);
+  const vf p = ((r * 0.05517177f + 0.24261137f) * r + 0.69326097f) * r + 0.99992803f;
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+RORO_INLINE vf silu_exponent(vf x) {
   constexpr float kLog2E = 1.44269504f;
   const vf y = x * -kLog2E, highest = splat(126.0f);
-  return x / (exp2(y > highest ? highest : y) + 1.0f);
+  return y > highest ? highest : y;
+}
+
+RORO_INLINE vf silu(vf x) { return x / (exp2(silu_exponent(x)) + 1.0f); }
+
+// To 2e-4.
+RORO_INLINE vf silu_for_bf16(vf x) {
+#if RORO_WIDTH == 16
+  return x * (vf)_mm512_rcp14_ps((__m512)(exp2_for_bf16(silu_exponent(x)) + 1.0f));
+#else
+  return silu(x);
+#endif
 }
 
 // Sum over n elements of a[i] * b[i].

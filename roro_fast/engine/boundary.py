@@ -43,10 +43,10 @@ class Asked:
     fetched: Download
 
 
-Decode = Callable[[list[list[int]]], list[str]]
+Texts = Callable[[int, Step | None], list[str]]  # of a slot's steps so far, and of a draft
 
 
-def build(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, decode: Decode) -> BoundaryBatch:
+def build(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts) -> BoundaryBatch:
     """Boundary rows of one policy."""
     regenerate = bool(slots.regenerate[rows[0]])
     last = [slots.close_step(s, True) if regenerate else (slots.steps[s] or [_EMPTY])[-1] for s in rows]
@@ -55,11 +55,6 @@ def build(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, 
 
     def column(values: object, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values), dtype=dtype)
-
-    def prefix(s: int, draft: Step | None) -> list[str]:
-        steps = [*slots.steps[s], draft] if draft is not None else slots.steps[s]
-        at = slots.prompt_len[s]
-        return decode([slots.tokens[s, at + p.start : at + p.end].tolist() for p in steps])
 
     requests = [slots.request[s] for s in rows]
     return BoundaryBatch(
@@ -82,14 +77,14 @@ def build(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, 
             for s, r in zip(rows, requests, strict=True)
             if r is not None
         ],
-        prefix=[partial(prefix, int(s), p if regenerate else None) for s, p in zip(rows, last, strict=True)],
+        prefix=[partial(texts, int(s), p if regenerate else None) for s, p in zip(rows, last, strict=True)],
         scout_entropy=scout and scout.entropy,
         scout_maxprob=scout and scout.max_prob,
         hidden=scout and scout.hidden,
     )
 
 
-def ask(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, decode: Decode) -> list[Asked]:
+def ask(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts) -> list[Asked]:
     """Ask each policy once about all its rows; raises ConfigError for an answer of the wrong form.
 
     Rows of different step caps go apart, so that what a policy sees of a row never depends on its neighbours.
@@ -102,7 +97,7 @@ def ask(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, de
         group = rows[mine]
         policy = slots.policy[group[0]]
         assert policy is not None
-        batch = build(slots, group, num_models, scout and scout.of(mine), decode)
+        batch = build(slots, group, num_models, scout and scout.of(mine), texts)
         start = time.perf_counter()
         with mark("route"):
             d = policy.decide(batch)

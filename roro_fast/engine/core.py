@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from roro_fast.engine import boundary, finish
+from roro_fast.engine.checks import check_request
 from roro_fast.engine.forward import Launched
 from roro_fast.engine.layout import lay_out, may_share
 from roro_fast.engine.policy import RoutingPolicy
@@ -24,37 +25,39 @@ from roro_fast.engine.projection.catch_up import ProjectedCatchUp, Projections
 from roro_fast.engine.request import Request
 from roro_fast.engine.score import score_prompts
 from roro_fast.engine.slots import Phase, Slots
-from roro_fast.engine.trajectory import Trajectory
+from roro_fast.engine.tracks import Tracks, vocabularies
+from roro_fast.engine.trajectory import Step, Trajectory
 from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError, ConfigError
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.delimiter import StepBoundary
 from roro_fast.models.trunk import shared_layers
 from roro_fast.ops.decoder_forward import forget
 from roro_fast.profiling import mark
 
 
 class StepEngine:
-    """K models that share a tokenizer, one scheduler, one KV arena.
+    """K models, one scheduler, one KV arena.
 
-    models: smallest first, each on the device where it is (one for all, or one each); their vocabularies may be padded
-    differently, ids past the smallest one are never sampled. delimiter: text that ends a step, in one token or spelled
-    over several. max_num_seqs: concurrent sequences. kv_bytes: size of the KV arena of a device. max_batch_tokens:
-    tokens one forward may hold, longer prompts are chunked. max_model_len: context cap, default the smallest model's.
-    overlap: queue the forwards of all models before waiting for the first, so that they run side by side and a row that
-    is routed in this iteration is written from the next. graphs: pad decode batches and replay them as CUDA graphs.
-    Both are on by default on a GPU;
-    results are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the
-    source's KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
+    models: smallest first, each on the device where it is (one for all, or one each); vocabularies of one tokenizer may
+    be padded differently, ids past the smallest one are never sampled. tokenizer: one that all models share, or a list
+    with one each, the same object for models that share one; what other models wrote is then tokenised step by step,
+    see `.tracks`. delimiter: text that ends a step, in one token or spelled over several. max_num_seqs: concurrent
+    sequences. kv_bytes: size of the KV arena of a device. max_batch_tokens: tokens one forward may hold, longer prompts
+    are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all models
+    before waiting for the first, so that they run side by side and a row that is routed in this iteration is written
+    from the next. graphs: pad decode batches and replay them as CUDA graphs. Both are on by default on a GPU; results
+    are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the source's
+    KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
     share_layers: run first layers that all models have in common, bit for bit, once per token for all of them, and keep
-    their KV once: a switch then costs only the layers that differ. Default: where there are such layers, unless decode
-    graphs or projections are on, which it does not go with. Answers are the same.
+    their KV once: a switch then costs only the layers that differ. Default: where there are such layers, unless the
+    models have several tokenizers, or decode graphs or projections are on, with which it does not go. Answers are the
+    same.
     """
 
     def __init__(
         self,
         models: list[Decoder],
-        tokenizer: Any,
+        tokenizer: Any | Sequence[Any],
         *,
         delimiter: str = "\n\n",
         max_num_seqs: int = 256,
@@ -76,13 +79,13 @@ class StepEngine:
                 f"engine.max_batch_tokens: {max_batch_tokens} is below engine.max_num_seqs {max_num_seqs}; "
                 "every decode row needs a token per iteration"
             )
-        self.models, self.tokenizer = models, tokenizer
+        self.models, self.vocabularies = models, vocabularies(models, tokenizer, delimiter)
+        self.tokenizer = self.vocabularies[0].tokenizer
         self.num_models = len(models)
-        eos = {i for m in models for i in m.config.eos_ids} | {tokenizer.eos_token_id}
-        self.eos_ids = np.array(sorted(i for i in eos if i is not None))
-        self.vocab_size = min(m.config.vocab_size for m in models)
-        ends = StepBoundary(tokenizer, delimiter, self.vocab_size)
-        self.delimiter_table, self.delimiter_closed = ends.table.numpy(), ends.closed
+        of = [next(v for v in self.vocabularies if m in v.models) for m in range(self.num_models)]
+        self.vocab_sizes, self.vocab_size = [v.size for v in of], of[0].size
+        self.eos_ids, self.delimiter_tables = [v.eos_ids for v in of], [v.ends for v in of]
+        self.delimiter_closed = len(delimiter)
         self.max_len = min([m.config.max_position for m in models] + [max_model_len or 1 << 62])
         self.max_batch_tokens = max_batch_tokens
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
@@ -92,15 +95,21 @@ class StepEngine:
             "kv_bytes": kv_bytes,
             "page_size": page_size,
             "max_len": self.max_len,
-            "vocab_size": self.vocab_size,
+            "vocab_sizes": self.vocab_sizes,
             "max_tokens": max_batch_tokens,
             "graphs": on_gpu if graphs is None else graphs,
         }
-        self._share = may_share(share_layers, graphs, on_gpu, projections)
+        self._share = may_share(share_layers, graphs, on_gpu, projections, len(self.vocabularies))
         self._lay_out(shared_layers(models) if self._share else 0)
         if share_layers and not self.shared_layers:
             raise ConfigError("share_layers: the models have no first layers in common; leave it out")
+        self.tracks: Tracks | None = None
+        if len(self.vocabularies) > 1:
+            room = [min(self.max_len, *(self.kv.capacity[m] * page_size for m in v.models)) for v in self.vocabularies]
+            self.tracks = Tracks(self.vocabularies, self.slots, room)
         if projections:
+            if self.tracks is not None:
+                raise ConfigError("projections: KV is projected between models of one tokenizer; drop the maps")
             self.forward.projecting = ProjectedCatchUp(models, self.kv, self.slots, projections)
         self._draft_states = torch.zeros(max_num_seqs, models[0].config.hidden_size, device=models[0].device)
         self.waiting: deque[tuple[int, Request, RoutingPolicy | None]] = deque()
@@ -120,37 +129,10 @@ class StepEngine:
     def add(self, request: Request, policy: RoutingPolicy | None = None) -> int:
         """Queue a request; returns its id. Raises CapacityError or ConfigError before anything is queued."""
         policy = request.policy or policy
-        self._check(request, policy)
+        check_request(request, policy, self.kv, self.tracks, self.vocab_sizes, self.max_len)
         self._ids += 1
         self.waiting.append((self._ids, request, policy))
         return self._ids
-
-    def _check(self, r: Request, policy: RoutingPolicy | None) -> None:
-        n = len(r.prompt_ids)
-        if n == 0:
-            raise ConfigError("request.prompt_ids: empty; a prompt needs at least one token")
-        if n >= self.max_len:
-            raise CapacityError(
-                f"request.prompt_ids: {n} tokens do not fit the context of {self.max_len}; shorten the prompt"
-            )
-        if r.max_new_tokens < 1 or r.max_steps < 1 or r.max_step_tokens < 0:
-            raise ConfigError(
-                "request.max_new_tokens and request.max_steps must be at least 1, request.max_step_tokens at least 0"
-            )
-        if not (r.temperature >= 0 and r.top_k >= 0 and 0 < r.top_p <= 1):
-            raise ConfigError(
-                f"request.temperature, top_k, top_p: {r.temperature}, {r.top_k}, {r.top_p}; temperature and top_k must "
-                "not be negative, top_p must be in (0, 1]"
-            )
-        if max(r.prompt_ids) >= self.vocab_size or min(r.prompt_ids) < 0:
-            raise ConfigError(f"request.prompt_ids: an id is outside the shared vocabulary of {self.vocab_size}")
-        if not 0 <= r.model < self.num_models:
-            raise ConfigError(f"request.model: {r.model} is not in the pool of {self.num_models}")
-        if policy is not None and self.num_models < 2:
-            raise ConfigError("models: routing needs a pool of at least two models; add a larger one")
-        if policy is not None and policy.action_space not in ("next", "regenerate"):
-            raise ConfigError(f"policy.action_space: {policy.action_space!r}; use 'next' or 'regenerate'")
-        self.kv.check_fits(min(n + r.max_new_tokens, self.max_len), "request.max_new_tokens")
 
     @property
     def has_work(self) -> bool:
@@ -182,9 +164,10 @@ class StepEngine:
         if not len(free):
             raise CapacityError("engine.max_num_seqs: no free slot to fork into; raise it or wait")
         source, target = int(found[0]), int(free[0])
-        request = replace(request, prompt_ids=self.slots.tokens[source, : self.slots.length[source]].tolist())
+        so_far = self.slots.tokens[source, : self.slots.length[source]].tolist()
+        request = replace(request, prompt_ids=so_far if self.tracks is None else self.tracks.so_far(source))
         policy = request.policy or policy
-        self._check(request, policy)
+        check_request(request, policy, self.kv, self.tracks, self.vocab_sizes, self.max_len)
         self._ids += 1
         self._admit(target, self._ids, request, policy)
         self.kv.fork(source, target)
@@ -281,6 +264,8 @@ class StepEngine:
     def _admit(self, s: int, request_id: int, request: Request, policy: RoutingPolicy | None) -> None:
         self.slots.admit(s, request, policy, request_id)
         self.slots.max_total[s] = min(self.slots.max_total[s], self.max_len)
+        if self.tracks is not None:
+            self.tracks.admit(s, request, policy is not None)
         self._end[s] = ""
         if self.forward.projecting is not None:
             self.forward.projecting.admit(s)
@@ -307,7 +292,7 @@ class StepEngine:
             return []
         with self.forward.on(launched.model):
             scout = self._scout(launched, np.array(early))
-            return boundary.ask(self.slots, rows[early], self.num_models, scout, self._decode)
+            return boundary.ask(self.slots, rows[early], self.num_models, scout, self._texts)
 
     def _collect(self, launched: Launched, asked: Sequence[boundary.Asked] = ()) -> None:
         """Wait for a forward's samples, decide its scouted rows and append the tokens of those it writes."""
@@ -341,9 +326,9 @@ class StepEngine:
             return
         slots.append(rows, token, logprob[live], entropy[live])
         heeded = ~slots.ignore_eos[rows]
-        ended = heeded & np.isin(token, self.eos_ids)
+        ended = heeded & np.isin(token, self.eos_ids[m])
         full = slots.length[rows] >= slots.max_total[rows]
-        matched = np.where(heeded, self.delimiter_table[slots.matched[rows], token], 0)
+        matched = np.where(heeded, self.delimiter_tables[m][slots.matched[rows], token], 0)
         slots.matched[rows] = matched
         closed = ended | (matched == self.delimiter_closed)
         capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]
@@ -355,8 +340,7 @@ class StepEngine:
     def _full_reason(self, s: int) -> str:
         request = self.slots.request[s]
         assert request is not None
-        asked = self.slots.prompt_len[s] + request.max_new_tokens
-        return "length" if asked <= self.max_len else "context"
+        return "length" if self.slots.written[:, s].sum() >= request.max_new_tokens else "context"
 
     # -- step boundaries -------------------------------------------------------------------------------------------
 
@@ -382,11 +366,20 @@ class StepEngine:
             slots.phase[s] = Phase.WRITE
         elif slots.regenerate[s]:
             slots.drafting[s], slots.writer[s], slots.phase[s] = True, 0, Phase.WRITE
+            self._show(s, 0)
+        elif policy.needs_scout:
+            slots.phase[s] = Phase.SCOUT
+            self._show(s, 0)
         else:
-            slots.phase[s] = Phase.SCOUT if policy.needs_scout else Phase.DECIDE
+            slots.phase[s] = Phase.DECIDE
+
+    def _show(self, s: int, m: int) -> None:
+        """Model m reads slot s next: give it the text in its own tokens, or finish when these are too many."""
+        if self.tracks is not None and not self.tracks.activate(s, m):
+            self._finish(s, "context")
 
     def _decide(self, rows: np.ndarray, scout: boundary.Scout | None) -> None:
-        for asked in boundary.ask(self.slots, rows, self.num_models, scout, self._decode):
+        for asked in boundary.ask(self.slots, rows, self.num_models, scout, self._texts):
             self._settle(asked)
 
     def _settle(self, asked: boundary.Asked, keep: np.ndarray | None = None) -> None:
@@ -402,21 +395,30 @@ class StepEngine:
         slots.phase[s] = Phase.WRITE
         if not slots.drafting[s]:
             slots.writer[s] = action
+            self._show(s, action)
         elif action == 0:
             slots.keep_step(s, slots.close_step(s, bool(slots.draft_closed[s])))
             self._next_step(s, self._end[s])
         else:
             slots.discard_step(s)
-            self.kv.truncate(s, int(slots.length[s]))
+            self.kv.truncate(s, int(slots.length[s]), None if self.tracks is None else self.tracks.readers(s))
             slots.drafting[s], slots.writer[s] = False, action
+            self._show(s, action)
 
-    def _decode(self, steps: list[list[int]]) -> list[str]:
-        return finish.decode(self.tokenizer, steps)
+    def _texts(self, s: int, draft: Step | None) -> list[str]:
+        if self.tracks is not None:
+            return self.tracks.texts(s, draft)
+        slots = self.slots
+        steps = slots.steps[s] if draft is None else [*slots.steps[s], draft]
+        at = slots.prompt_len[s]
+        return finish.decode(self.tokenizer, [slots.tokens[s, at + p.start : at + p.end].tolist() for p in steps])
 
     def _finish(self, s: int, reason: str) -> None:
         done = finish.trajectory(self.slots, s, reason, self.models, time.perf_counter())
         if self.forward.projecting is not None:
             self.forward.projecting.label(s, done)
+        if self.tracks is not None:
+            self.tracks.label(s, done)
         self._done.append(done)
         self._release(s)
 

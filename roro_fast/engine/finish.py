@@ -59,12 +59,13 @@ def refused(r: Request, error: str) -> Trajectory:
 
 
 def with_texts(done: list[Trajectory], tokenizer: Any) -> list[Trajectory]:
-    """Fill `step_texts` of all finished trajectories with one tokenizer call."""
+    """Fill `step_texts` of the finished trajectories that have none yet, with one tokenizer call."""
     if not done:
         return done
-    texts = decode(tokenizer, [t.token_ids[p.start : p.end] for t in done for p in t.steps])
-    cuts = np.cumsum([0] + [len(t.steps) for t in done])
-    for t, a, b in zip(done, cuts[:-1], cuts[1:], strict=True):
+    left = [t for t in done if len(t.step_texts) < len(t.steps)]
+    texts = decode(tokenizer, [t.token_ids[p.start : p.end] for t in left for p in t.steps])
+    cuts = np.cumsum([0] + [len(t.steps) for t in left])
+    for t, a, b in zip(left, cuts[:-1], cuts[1:], strict=True):
         t.step_texts = texts[a:b]
     return done
 

@@ -53,13 +53,13 @@ class Forward:
         kv: KVCache,
         memory: Memory,
         *,
-        vocab_size: int,
+        vocab_sizes: list[int],
         max_tokens: int,
         graph_rows: int = 0,
         depth: int = 0,
     ) -> None:
         self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
-        self.vocab_size, self.max_tokens, self.depth = vocab_size, max_tokens, depth
+        self.vocab_sizes, self.max_tokens, self.depth = vocab_sizes, max_tokens, depth
         self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         if depth:
@@ -92,7 +92,7 @@ class Forward:
             kv.pages[m],
             kv.page_size,
             kv.scratch[m],
-            self.vocab_size,
+            self.vocab_sizes[m],
             max_rows=rows,
             max_pages=kv.table.shape[2],
             capture=model.device.type == "cuda",
@@ -216,6 +216,6 @@ class Forward:
         groups = PrefixGroups(*sent[-3:]) if prefix else None
         paged = PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups, last, cut)
         hidden = infer(model, paged)
-        scores = logits(model, hidden)[:, : self.vocab_size]
+        scores = logits(model, hidden)[:, : self.vocab_sizes[m]]
         with mark("sample"):
             return hidden, sample_step(scores, u, heat, *(sent[9:11] if limits else ()))

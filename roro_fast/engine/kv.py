@@ -11,6 +11,7 @@ only its other layers. What is said of a model's pages here goes for every part.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,9 +128,10 @@ class KVCache:
         for m in range(self.num_parts):
             self.drop(m, slot)
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget tokens from `length` on; the pages stay with the slot."""
-        for m in np.nonzero(self.kv_len[:, slot] > length)[0].tolist():
+    def truncate(self, slot: int, length: int, models: Iterable[int] | None = None) -> None:
+        """Forget tokens from `length` on, of all models or some; the pages stay with the slot."""
+        held = range(self.num_parts) if models is None else models
+        for m in [m for m in held if self.kv_len[m, slot] > length]:
             self.kv_len[m, slot] = length
             again = self.table[m, slot, length // self.page_size : self.num_pages[m, slot]].tolist()
             self.shared[m, slot] |= any(self.pool.refcount(m, page) > 1 for page in again)

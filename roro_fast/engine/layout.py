@@ -12,14 +12,18 @@ from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder
 
 
-def may_share(share_layers: bool | None, graphs: bool | None, on_gpu: bool, projections: Any) -> bool:
+def may_share(
+    share_layers: bool | None, graphs: bool | None, on_gpu: bool, projections: Any, num_tokenizers: int
+) -> bool:
     """Whether common first layers are to be looked for; ConfigError where that was asked for with what excludes it."""
     if share_layers and projections:
         raise ConfigError("share_layers: does not go with projections, which fill each model's KV; choose one of them")
+    if share_layers and num_tokenizers > 1:
+        raise ConfigError("share_layers: the models have several tokenizers, and so other tokens; leave it out")
     if share_layers and graphs:
         raise ConfigError("share_layers: does not go with decode graphs; set graphs to False")
     if share_layers is None:
-        return not projections and not (on_gpu if graphs is None else graphs)
+        return num_tokenizers == 1 and not projections and not (on_gpu if graphs is None else graphs)
     return share_layers
 
 
@@ -31,7 +35,7 @@ def lay_out(
     kv_bytes: int,
     page_size: int,
     max_len: int,
-    vocab_size: int,
+    vocab_sizes: list[int],
     max_tokens: int,
     graphs: bool,
     stats: CacheStats | None = None,
@@ -50,5 +54,5 @@ def lay_out(
     memory = Memory(kv, slots)
     rows = num_slots if graphs and not depth else 0
     return kv, memory, Forward(
-        models, slots, kv, memory, vocab_size=vocab_size, max_tokens=max_tokens, graph_rows=rows, depth=depth
+        models, slots, kv, memory, vocab_sizes=vocab_sizes, max_tokens=max_tokens, graph_rows=rows, depth=depth
     )  # fmt: skip

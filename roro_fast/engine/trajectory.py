@@ -71,6 +71,9 @@ class Trajectory:
 
     `finish_reason`: "eos", "length" (token cap), "steps" (step cap), "context" (context full), "nan", "refused".
     `arm` names the collection strategy or policy, `sample` the index within the query's group.
+    A pool of several tokenizers has tokens and steps in those of the first, and adds `tracks` to `meta`: for each other
+    tokenizer its models, prompt_ids, token_ids and the end of each step in these; statistics and costs count the tokens
+    that were written.
     An engine with projections adds `approximate`, `projected_tokens` (per model) and `projection_flops` to `meta`.
     """
 

@@ -38,7 +38,7 @@ from roro_fast.eval.prices import price_table
 from roro_fast.eval.sweep import at_bias, step_limits
 from roro_fast.routing import ConfidenceThreshold, Constant, PolicyNetwork, RandomRouter
 from roro_fast.tasks.prompting import check_chat
-from roro_fast.train.setup import Workbench
+from roro_fast.train.setup import Workbench, distinct
 
 _EVERY = 8  # iterations between two searches for stop strings in what is being written
 _PASSED = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -95,6 +95,11 @@ class RoroLM(TemplateLM):
         overrides = [*pair, *filter(None, settings.split(";"))]
         self.bench = Workbench(load_config(config, overrides))
         self.tokenizer = self.bench.tokenizer
+        if len(distinct(self.bench.tokenizers)) > 1:
+            raise ConfigError(
+                "models.paths: lm_eval asks in the tokens of one tokenizer, and these models have several; use "
+                "`roro eval --suite`"
+            )
         check_chat(self.tokenizer, self.bench.config.task.chat)
         self.router = make_router(str(router), self.bench, float(budget))
         self.max_gen_toks, self.think_end_token = int(max_gen_toks), think_end_token

@@ -54,13 +54,18 @@ def prm(bench: Workbench, arm: str) -> StepScorer:
 def rating(bench: Workbench) -> StepScorer:
     """What SpecReason asks the large model: `eval.rating`, the packaged head on nano/large, or its digit of 0-9."""
     name = bench.config.eval.rating or HEADS.get(bench.config.models.paths[-1], "")
-    return load_scorer(name, bench, "eval.rating") if name else VerdictScorer.digits(bench.models[-1], bench.tokenizer)
+    return (
+        load_scorer(name, bench, "eval.rating")
+        if name
+        else VerdictScorer.digits(bench.models[-1], bench.tokenizers[-1])
+    )
 
 
 def _body(name: str, bench: Workbench, key: str) -> tuple[Decoder, Any]:
     """A model of the pool where it is one, else loaded beside it."""
     c = bench.config.models
     if name in c.paths and not c.layers:
-        return bench.models[c.paths.index(name)], bench.tokenizer
+        at = c.paths.index(name)
+        return bench.models[at], bench.tokenizers[at]
     path = resolve_model(name, key)
     return load_decoder(path, bench.models[0].dtype, bench.models[0].device), load_tokenizer(path, key)

@@ -1,4 +1,4 @@
-"""One decoder for the Llama / Qwen2 / Qwen3 family, on a flat batch of tokens.
+"""One decoder for the Llama / Qwen2 / Qwen3 / Gemma 3 family, on a flat batch of tokens.
 
 The caller supplies attention; training passes a dense causal one. Rows of the flat batch are independent everywhere
 else, which is what lets decode and catch-up tokens ride in one forward. `models.inference` is the engine's way through.
@@ -6,15 +6,18 @@ else, which is what lets decode and catch-up tokens ride in one forward. `models
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from roro_fast.models.config import DecoderConfig
+from roro_fast.models.gemma import GemmaLayer, OffsetNorm
 from roro_fast.models.rope import rope_tables
 from roro_fast.ops.norm_rope_store import rms_norm, rotate
+
+TABLES = ("cos", "sin", "local_cos", "local_sin")
 
 # attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]; q and k come normed and rotated.
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -74,23 +77,38 @@ class Decoder(nn.Module):
         super().__init__()
         c = self.config = config
         self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c, i) for i in range(c.num_layers))
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.layers = nn.ModuleList((GemmaLayer if c.gemma else Layer)(c, i) for i in range(c.num_layers))
+        self.norm = (OffsetNorm if c.gemma else RMSNorm)(c.hidden_size, c.rms_norm_eps)
         self.head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         if c.tie_embeddings:
             self.head.weight = self.embed.weight
-        cos, sin = rope_tables(c)
         self.cos: torch.Tensor
         self.sin: torch.Tensor
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.local_cos: torch.Tensor  # of layers with a window
+        self.local_sin: torch.Tensor
+        whole = rope_tables(c, "full_attention" if c.gemma else "")
+        local = rope_tables(c, "sliding_attention") if any(c.windows) else whole
+        for name, table in zip(TABLES, (*whole, *local), strict=True):
+            self.register_buffer(name, table, persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Decoder:
-        tables = self.cos, self.sin
+        tables = [getattr(self, name) for name in TABLES]
         super()._apply(fn, recurse)
         # Rotary tables stay in float32 when the weights are cast: the fused ops round once, at the end.
-        self.cos, self.sin = (t.to(self.cos.device) for t in tables)
+        moved = {id(t): t.to(self.cos.device) for t in tables}
+        for name, table in zip(TABLES, tables, strict=True):
+            setattr(self, name, moved[id(table)])
         return self
+
+    def rotary(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) [max_position, head_dim] float32 of a layer."""
+        local = self.config.windows and self.config.windows[layer]
+        return (self.local_cos, self.local_sin) if local else (self.cos, self.sin)
+
+    def embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """The residual stream [T, hidden] that the first layer gets; Gemma's is scaled, in the weights' dtype."""
+        x: torch.Tensor = self.embed(ids)
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype) if self.config.gemma else x
 
     @property
     def device(self) -> torch.device:
@@ -102,11 +120,11 @@ class Decoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """ids, positions: [T] int64. Returns [T, hidden_size] in the weights' dtype."""
-        x = self.embed(ids)
-        cos = self.cos[positions].unsqueeze(1).to(x.dtype)  # [T, 1, D]
-        sin = self.sin[positions].unsqueeze(1).to(x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+        x = self.embedded(ids)
+        kinds = {id(t[0]): t for t in map(self.rotary, range(len(self.layers)))}
+        at = {k: [t[positions].unsqueeze(1).to(x.dtype) for t in tables] for k, tables in kinds.items()}  # [T, 1, D]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, *at[id(self.rotary(i)[0])], attend)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -116,16 +134,20 @@ class Decoder(nn.Module):
         """Hidden states [B, S, hidden] of right-padded ids [B, S]; causal, so padding never reaches a real row."""
         b, s = ids.shape
         positions = torch.arange(s, device=ids.device).repeat(b)
-        return self(ids.flatten(), positions, DenseAttention(b, s)).view(b, s, -1)
+        return self(ids.flatten(), positions, DenseAttention(b, s, self.config.windows)).view(b, s, -1)
 
 
 class DenseAttention:
-    """Causal attention over a rectangular batch, through torch's SDPA; supports autograd."""
+    """Causal attention over a rectangular batch, through torch's SDPA; supports autograd. windows: DecoderConfig's."""
 
-    def __init__(self, batch: int, length: int) -> None:
-        self.batch, self.length = batch, length
+    def __init__(self, batch: int, length: int, windows: Sequence[int] = ()) -> None:
+        self.batch, self.length, self.windows = batch, length, windows
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (t.view(self.batch, self.length, t.shape[1], t.shape[2]).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        window, mask = self.windows[layer] if self.windows else 0, None
+        if 0 < window < self.length:
+            mask = torch.ones(self.length, self.length, dtype=torch.bool, device=q.device).tril().triu(1 - window)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
         return out.transpose(1, 2).reshape(self.batch * self.length, out.shape[1], out.shape[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
 from roro_fast.models import lora
-from roro_fast.models.config import FAMILIES, DecoderConfig
+from roro_fast.models.config import FAMILIES, DecoderConfig, unsupported
 from roro_fast.models.decoder import Decoder
 
 _LAYER = {
@@ -22,6 +23,9 @@ _LAYER = {
     "k_norm": "self_attn.k_norm",
     "post_norm": "post_attention_layernorm",
     "down": "mlp.down_proj",
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
 }
 _FUSED = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -124,13 +128,17 @@ def assign(model: Decoder, tensors: dict[str, torch.Tensor], source: str = "chec
         )
 
 
-def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
-    """HF-named tensors of `model`; inverse of `assign`."""
+def views_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """HF-named views of the weights of `model`: what is written to them is written to it."""
     out: dict[str, torch.Tensor] = {}
     for name, p in model.named_parameters():
-        parts = p.detach().split(_part_sizes(model.config, name, p))
-        out.update(zip(hf_names(name), (t.contiguous().clone() for t in parts), strict=True))
+        out.update(zip(hf_names(name), p.detach().split(_part_sizes(model.config, name, p)), strict=True))
     return out
+
+
+def tensors_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """HF-named tensors of `model`; inverse of `assign`."""
+    return {name: t.contiguous().clone() for name, t in views_of(model).items()}
 
 
 def load_config(directory: str | Path) -> DecoderConfig:
@@ -146,7 +154,7 @@ def load_config(directory: str | Path) -> DecoderConfig:
         raise CheckpointError(f"{source}: not readable as JSON ({e}); fetch it again") from e
     family = raw.get("model_type") if isinstance(raw, dict) else None
     if family not in FAMILIES:
-        raise CheckpointError(f"{source}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{source}: model_type {unsupported(family)}")
     if quantised := raw.get("quantization_config"):
         kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(
@@ -164,10 +172,10 @@ def load_decoder(
     directory: str | Path,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    layers: int | None = None,
+    layers: int | Sequence[int] | None = None,
     base: str | Path | None = None,
 ) -> Decoder:
-    """Frozen decoder from a HF safetensors directory; `layers` keeps only the first ones with the shared head.
+    """Frozen decoder from a HF safetensors directory; `layers` keeps the first ones, or those listed, and the head.
 
     A directory with a LoRA adapter (PEFT) is merged into its base model: the one the adapter names, or `base`.
     """
@@ -179,7 +187,7 @@ def load_decoder(
     if adapted:
         lora.merge(tensors, path)
     if layers is not None:
-        config, tensors = first_layers(config, tensors, layers)
+        config, tensors = keep_layers(config, tensors, layers)
     model = Decoder(config).to(dtype)
     assign(model, tensors, str(path))
     return model.to(device).eval().requires_grad_(False)
@@ -189,16 +197,35 @@ def first_layers(
     config: DecoderConfig, tensors: dict[str, torch.Tensor], layers: int
 ) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
     """The sub-model made of the first `layers` layers, with the same embedding, final norm and head."""
-    import copy
-
     if not 0 < layers <= config.num_layers:
         raise CheckpointError(f"layers: {layers} is not in 1..{config.num_layers}")
+    return keep_layers(config, tensors, range(layers))
+
+
+def keep_layers(
+    config: DecoderConfig, tensors: dict[str, torch.Tensor], layers: int | Sequence[int]
+) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
+    """The sub-model made of the layers listed in ascending order (a number: the first ones), numbered anew."""
+    import copy
+
+    if isinstance(layers, int):
+        return first_layers(config, tensors, layers)
+    kept = list(layers)
+    if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < config.num_layers:
+        raise CheckpointError(f"layers: {kept} is not an ascending choice of 0..{config.num_layers - 1}")
     hf: Any = copy.deepcopy(config.hf)
-    hf.num_hidden_layers = layers
+    hf.num_hidden_layers = len(kept)
     if getattr(hf, "layer_types", None):
-        hf.layer_types = hf.layer_types[:layers]
-    kept = {k: v for k, v in tensors.items() if not k.startswith("model.layers.") or int(k.split(".")[2]) < layers}
-    return DecoderConfig.from_hf(hf), kept
+        hf.layer_types = [hf.layer_types[i] for i in kept]
+    number = {f"model.layers.{old}.": f"model.layers.{new}." for new, old in enumerate(kept)}
+    renamed: dict[str, torch.Tensor] = {}
+    for name, t in tensors.items():
+        head = ".".join(name.split(".")[:3]) + "."
+        if not name.startswith("model.layers."):
+            renamed[name] = t
+        elif head in number:
+            renamed[number[head] + name.removeprefix(head)] = t
+    return DecoderConfig.from_hf(hf), renamed
 
 
 def save_decoder(model: Decoder, directory: str | Path) -> None:

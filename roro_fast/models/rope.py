@@ -10,13 +10,15 @@ from roro_fast.models.config import DecoderConfig
 SUPPORTED = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
-def rope_tables(c: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, sin), each [max_position, head_dim] fp32, attention scaling folded in.
+def rope_tables(c: DecoderConfig, kind_of_layer: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin), each [max_position, head_dim] fp32, attention scaling folded in; `kind_of_layer` as in layer_types,
+    for a config with rotary parameters for each kind.
 
     "dynamic" equals the unscaled rotary up to the trained context, which is as far as this decoder goes: beyond it the
     frequencies would change with length and cached keys would go stale.
     """
     params = dict(getattr(c.hf, "rope_parameters", None) or {})
+    params = params.get(kind_of_layer) or params
     kind = params.get("rope_type", "default")
     if kind not in SUPPORTED:
         raise CheckpointError(f"config.rope_parameters.rope_type: {kind!r} is not supported; use one of {SUPPORTED}")
@@ -30,7 +32,8 @@ def rope_tables(c: DecoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         try:
-            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](c.hf, torch.device("cpu"))
+            which = {"layer_type": kind_of_layer} if kind_of_layer else {}
+            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](c.hf, torch.device("cpu"), **which)
         except KeyError as e:
             raise CheckpointError(f"config.rope_parameters: {kind!r} scaling needs {e.args[0]!r}; add it") from e
     angles = torch.outer(torch.arange(c.max_position).float(), inv_freq.float())

@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ from roro_fast.models.loading import save_decoder
 from roro_fast.models.nano_data import IGNORE, Batch, make_batch
 from roro_fast.tasks.ledger import KINDS
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 LOG_EVERY_STEP_UNTIL = 30
 EVAL_SEED = 1_000_003
 
@@ -266,7 +271,7 @@ class Trainer:
         (path / "train.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def override(recipe: Recipe, settings: list[str]) -> Recipe:
+def override(recipe: R, settings: list[str]) -> R:
     """Recipe with `key=value` settings applied; refuses unknown keys and values of the wrong type by name."""
     known = asdict(recipe)
     for setting in settings:

@@ -11,10 +11,10 @@ from dataclasses import fields
 
 import torch
 
-from roro_fast.models.decoder import Decoder
+from roro_fast.models.decoder import TABLES, Decoder
 
 # What may differ between models that begin alike; `hf` is where all other fields come from.
-_FREE = {"vocab_size", "num_layers", "max_position", "tie_embeddings", "eos_ids", "hf"}
+_FREE = {"vocab_size", "num_layers", "max_position", "tie_embeddings", "eos_ids", "hf", "windows"}
 
 
 def shared_layers(models: Sequence[Decoder]) -> int:
@@ -33,7 +33,8 @@ def shared_layers(models: Sequence[Decoder]) -> int:
         ours = dict(first.layers[i].named_parameters())
         for m in others:
             theirs = dict(m.layers[i].named_parameters())
-            if ours.keys() != theirs.keys() or not all(_equal(p, theirs[name]) for name, p in ours.items()):
+            alike = ours.keys() == theirs.keys() and first.config.windows[i : i + 1] == m.config.windows[i : i + 1]
+            if not alike or not all(_equal(p, theirs[name]) for name, p in ours.items()):
                 return i
     return depth
 
@@ -50,7 +51,7 @@ def _begin_alike(a: Decoder, b: Decoder) -> bool:
         return False
     ids = min(a.config.vocab_size, b.config.vocab_size)
     positions = min(len(a.cos), len(b.cos))
-    tables = ((t[:positions], u[:positions]) for t, u in ((a.cos, b.cos), (a.sin, b.sin)))
+    tables = [(getattr(a, name)[:positions], getattr(b, name)[:positions]) for name in TABLES]
     return all(_equal(t, u) for t, u in tables) and _equal(a.embed.weight[:ids], b.embed.weight[:ids])
 
 

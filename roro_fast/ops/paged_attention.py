@@ -84,6 +84,7 @@ def paged_attention(
     *,
     groups: list[Group] | None = None,
     prefix: PrefixGroups | None = None,
+    window: int = 0,
     impl: str | None = None,
 ) -> torch.Tensor:
     """Causal attention of the last tokens of N sequences against their whole cached context.
@@ -93,24 +94,33 @@ def paged_attention(
     sequence are its last `cu[i + 1] - cu[i]` positions, whose K and V are already in the pages. `groups` is what
     `make_groups` gives for the same lengths and tables, to share among the layers of one forward; only the reference
     uses it (`wants_groups`). `prefix` names sequences that share pages; it changes the speed, not the result.
-    Returns [T, Hq, D].
+    `window`: a query sees that many of the latest tokens, itself included; 0 for all. It is served by fewer
+    implementations, under an op name of its own, "windowed_attention". Returns [T, Hq, D].
     """
-    fn = select("paged_attention", q.device, q.dtype, impl)
-    out: torch.Tensor = fn(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups, prefix)
+    at = q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups
+    if window:
+        windowed: torch.Tensor = select("windowed_attention", q.device, q.dtype, impl)(*at, window)
+        return windowed
+    out: torch.Tensor = select("paged_attention", q.device, q.dtype, impl)(*at, prefix)
     return out
 
 
-def wants_groups(device: torch.device, dtype: torch.dtype, impl: str | None = None) -> bool:
+def wants_groups(device: torch.device, dtype: torch.dtype, impl: str | None = None, window: int = 0) -> bool:
     """Whether what serves such queries uses `groups`; the others would only pay for making them."""
-    return select("paged_attention", device, dtype, impl) is reference
+    op = "windowed_attention" if window else "paged_attention"
+    return select(op, device, dtype, impl) in (reference, windowed_reference)
 
 
 def make_groups(
-    page_table: torch.Tensor, kv_lens: torch.Tensor, cu_seqlens: torch.Tensor, pages: torch.Tensor
+    page_table: torch.Tensor,
+    kv_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    pages: torch.Tensor,
+    window: int = 0,
 ) -> list[Group]:
     """Sequences whose query lengths agree within 2x and contexts within 1.5x go together, which bounds the padding.
 
-    `pages` is `k_pages` of any layer: it tells how far apart pages are.
+    `pages` is `k_pages` of any layer: it tells how far apart pages are. `window` as in `paged_attention`.
     """
     size, stride = pages.shape[1], _page_stride(pages)
     offsets = torch.arange(size, device=kv_lens.device)
@@ -128,12 +138,13 @@ def make_groups(
         used = page_table[rows, : -(-len(key) // size)] * stride
         tokens = (used[..., None] + offsets).flatten(1)[:, : len(key)]
         tokens = torch.where(key < lens, tokens, tokens.gather(1, lens - 1))
+        at = (lens - counts + step)[..., None]  # positions of the queries
         groups.append(
             Group(
                 queries=cu_seqlens[rows, None] + torch.minimum(step, counts - 1),
                 valid=None if bool((counts == len(step)).all()) else step < counts,
                 tokens=tokens.flatten(),
-                seen=(key <= (lens - counts + step)[..., None])[:, None],
+                seen=((key <= at) & (key > at - window) if window else key <= at)[:, None],
             )
         )
     return groups
@@ -166,6 +177,22 @@ def reference(
         else:
             out[g.queries[g.valid]] = o[g.valid]
     return out
+
+
+def windowed_reference(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    kv_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    groups: list[Group] | None,
+    window: int,
+) -> torch.Tensor:
+    """`reference` under the mask of a window; `groups` must have been made for it."""
+    if groups is None:
+        groups = make_groups(page_table, kv_lens, cu_seqlens, k_pages, window)
+    return reference(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, groups)
 
 
 def _page_stride(pages: torch.Tensor) -> int:
@@ -206,5 +233,6 @@ def cpu(
 
 
 register(Implementation("paged_attention", "reference", reference))
+register(Implementation("windowed_attention", "reference", windowed_reference))
 native.register_cpu("paged_attention", cpu, torch.float32, torch.bfloat16)
 register_triton("paged_attention", "paged_attention", "paged_attention")

@@ -52,6 +52,10 @@ class PromptEncoder:
         """What the Rubricor continues."""
         return [*self.query(prompt), *self.piece("Rubric:\n")]
 
+    def rubricor_text(self, prompt: str) -> str:
+        """The same as one text, for generators that tokenise it themselves."""
+        return f"{self.preamble}Query:\n{prompt.strip()}\nRubric:\n"
+
     def completion(self, rubric: Rubric | str) -> list[int]:
         """What the Rubricor should answer."""
         return [*self._encode(str(rubric)), self.eos]

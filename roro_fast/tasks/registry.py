@@ -12,15 +12,17 @@ from roro_fast.tasks.base import Task
 from roro_fast.tasks.benchmarks import HUB, file_benchmark, hub_benchmark
 from roro_fast.tasks.gym import PREFIX, Gym
 from roro_fast.tasks.ledger import Ledger
+from roro_fast.tasks.mixture import MIXTURES, Mixture
 
-CHOICES = ("ledger", "ledger:<kind>+<kind>...", *HUB, f"{PREFIX}<reasoning-gym task>", "path/to/file.jsonl")
+CHOICES = ("ledger", "ledger:<kind>+<kind>...", *HUB, f"{PREFIX}<reasoning-gym task>", *MIXTURES, "path/to/file.jsonl")
 
 
 def load_task(name_or_path: str, **options: Any) -> Task:
     """The task a config's `task.name` selects; see `CHOICES`.
 
     Options of a file: `split_by` ("test", "train", "calibrate" or "hash"), `strict`, `timeout`; of a hub benchmark:
-    `split_by` ("" or "hash"), `strict`, `timeout`; of a gym task: `timeout` and the task's own.
+    `split_by` ("" or "hash"), `strict`, `timeout`; of a gym task: `timeout` and the task's own; of a
+    mixture: `timeout`.
 
     Raises:
         ConfigError: the name is unknown or an option does not fit it.
@@ -34,6 +36,8 @@ def load_task(name_or_path: str, **options: Any) -> Task:
         return _build(hub_benchmark, name, (name,), options)
     if name.startswith(PREFIX):
         return Gym(name.removeprefix(PREFIX), **options)
+    if name in MIXTURES:
+        return _build(Mixture, name, (name,), options)
     path = Path(name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
         if not path.is_file():

@@ -30,11 +30,17 @@ def said(query: Query, steps: Sequence[str]) -> str:
 
 def opens_thought(tokenizer: Any, chat: Mapping[str, Any]) -> bool:
     """Whether the chat template opens the thought itself, as those of DeepSeek-R1 and Qwen3-Thinking do."""
+    return bool(opening(tokenizer, chat))
+
+
+def opening(tokenizer: Any, chat: Mapping[str, Any]) -> str:
+    """The `<think>` that ends the chat template's prompt, with what follows it; "" when it opens no thought."""
     if not getattr(tokenizer, "chat_template", None):
-        return False
+        return ""
     turn = [{"role": "user", "content": "?"}]
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **chat)
-    return text.rfind(THINK) > text.rfind(END_THINK)
+    begun = text.rfind(THINK)
+    return text[begun:] if begun > text.rfind(END_THINK) else ""
 
 
 def in_thought(query: Query) -> Query:

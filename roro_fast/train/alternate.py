@@ -18,9 +18,9 @@ from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.rubric.seeds import group_by_query, seed_rubrics
-from roro_fast.train import judge_training, rubricor_training
 from roro_fast.train.judge_training import truths
 from roro_fast.train.lm import Tick, idle, rounded
+from roro_fast.train.trainers import NATIVE, Trainers
 
 STATE = "alternation.json"
 Log = Callable[[dict[str, Any]], None]
@@ -61,13 +61,14 @@ def alternate(
     judge_loss: str = "grpo",
     others: Mapping[str, str] | None = None,
     tick: Tick = idle,
+    trainers: Trainers = NATIVE,
 ) -> Alternation:
     """Train both models in place on the pairs of split "train"; measure on split "heldout" after every phase.
 
     With `out`, every phase leaves its weights there and an interrupted call continues after the last finished phase to
     the identical result. `log` receives each history row as it is made, `tick` is called after every update. `others`
     maps ids of training queries without pairs to their texts: the Rubricor's warm-up learns from seed rubrics about
-    them too.
+    them too. `trainers` does the updates.
     """
     train = [p for p in pairs if p.split == "train"]
     heldout = [p for p in pairs if p.split != "train"]
@@ -85,19 +86,15 @@ def alternate(
         phase_seed = seed * 1000 + index
         if who == "warm-up":
             kept = {q: t for q, t in (others or {}).items() if q not in {p.query_id for p in heldout}}
-            row |= _warm_up(judge, rubricor, train, kept, config, phase_seed, tick)
+            row |= _warm_up(judge, rubricor, train, kept, config, phase_seed, tick, trainers)
         elif who == "judge":
             share = shares[round_ - 1]
             rubrics = written(rubricor, share, config, phase_seed)
-            trained = judge_training.train_judge(
-                judge, share, rubrics, config, seed=phase_seed, loss=judge_loss, tick=tick
-            )
+            trained = trainers.train_judge(judge, share, rubrics, config, seed=phase_seed, loss=judge_loss, tick=tick)
             row |= trained.to_dict()
         else:
             share = shares[round_ - 1]
-            row |= rubricor_training.train_rubricor(
-                rubricor, judge, share, config, seed=phase_seed, tick=tick
-            ).to_dict()
+            row |= trainers.train_rubricor(rubricor, judge, share, config, seed=phase_seed, tick=tick).to_dict()
         row |= evaluate(judge, rubricor, heldout, config)
         result.history.append(row)
         if out is not None:
@@ -115,13 +112,14 @@ def _warm_up(
     config: RubricConfig,
     seed: int,
     tick: Tick,
+    trainers: Trainers,
 ) -> dict[str, Any]:
     seeds = seed_rubrics(train, judge.encoder.labels, most=config.max_criteria, others=others)
     prompts = {**others, **{p.query_id: p.prompt for p in train}}
     return {
         "seed_rubrics": len(seeds),
-        "rubricor_sft_loss": rounded(rubricor_training.warm_up(rubricor, prompts, seeds, config, seed, tick)),
-        "judge_sft_loss": rounded(judge_training.warm_up(judge, train, seeds, config, seed, tick)),
+        "rubricor_sft_loss": rounded(trainers.warm_up_rubricor(rubricor, prompts, seeds, config, seed, tick)),
+        "judge_sft_loss": rounded(trainers.warm_up_judge(judge, train, seeds, config, seed, tick)),
     }
 
 

@@ -17,6 +17,7 @@ from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.grammar import read, truth, verbs_of
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
+from roro_fast.rubric.prompts import JudgePrompt
 from roro_fast.rubric.seeds import group_by_query
 from roro_fast.train.lm import LMTrainer, Tick, group_advantages, grpo_loss, idle, reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
@@ -46,6 +47,16 @@ def truths(x: JudgeInput, labels: Sequence[str]) -> list[bool | None]:
     return [None if c is None else truth(c, x.view, verbs, labels) for c in found]
 
 
+def reading_inputs(pairs: Sequence[Pair], seeds: Mapping[str, Rubric], rng: random.Random) -> list[JudgeInput]:
+    """What the warm-up reads: a trajectory of each pair, under the seed rubric or a random one, alternately."""
+    inputs = []
+    for i, p in enumerate(pairs):
+        view = rng.choice((p.chosen, p.rejected)).view
+        rubric = seeds[p.query_id] if i % 2 or not verbs_of(p.prompt) else sample_rubric(rng, p.prompt)
+        inputs.append(JudgeInput(p.prompt, view, rubric))
+    return inputs
+
+
 def warm_up(
     judge: Judge,
     pairs: Sequence[Pair],
@@ -67,11 +78,7 @@ def warm_up(
     right: deque[float] = deque(maxlen=WINDOW)
     with LMTrainer(judge.model, config.sft_lr, tick=tick) as trainer:
         for step in range(config.sft_steps):
-            inputs = []
-            for i, p in enumerate(next(batches)):
-                view = rng.choice((p.chosen, p.rejected)).view
-                rubric = seeds[p.query_id] if i % 2 or not verbs_of(p.prompt) else sample_rubric(rng, p.prompt)
-                inputs.append(JudgeInput(p.prompt, view, rubric))
+            inputs = reading_inputs(next(batches), seeds, rng)
             answers = [t for x in inputs for t in truths(x, labels)]
             rows = [i for i, t in enumerate(answers) if t is not None]
             probs = judge.forward(judge.encode(inputs)).probs[rows]
@@ -140,20 +147,16 @@ def train_judge(
                 trainer.step(-F.logsigmoid(gain).mean())
                 rewards.append(float((gain > 0).float().mean() * 2 - 1))
                 continue
-            starts = [0, *accumulate(len(p.rows) for p in prompts)]
-            # Slot m of the batch is slot `slots[m]` of the forward and belongs to `owner[m]`: 2i and 2i + 1 are pair i.
-            slots = torch.tensor([s for i in side for s in range(starts[i], starts[i + 1])], device=out.probs.device)
-            owner = torch.tensor([o for o, i in enumerate(side) for _ in prompts[i].rows], device=out.probs.device)
-            weights = torch.tensor([w for i in side for w in prompts[i].weights], device=out.probs.device)
+            slots, owner, weights = lay_out(prompts, side, out.probs.device)
             probs = out.probs[slots]
             actions, reward = sample_verdicts(probs.detach(), owner, weights, config, generator)
             advantage = group_advantages(reward)[owner // 2]  # [M, G]
-            taken = _tempered(probs, config.temperature).gather(1, actions)  # [M, G]
+            taken = tempered(probs, config.temperature).gather(1, actions)  # [M, G]
             length = torch.bincount(owner // 2)[owner // 2].float()
             share = (1 / (len(batch) * config.group_size * length))[:, None].expand_as(advantage)
             ref = None
             if reference is not None:
-                ref = _tempered(reference.read(prompts).probs[slots], config.temperature).gather(1, actions).flatten()
+                ref = tempered(reference.read(prompts).probs[slots], config.temperature).gather(1, actions).flatten()
             result = grpo_loss(
                 taken.flatten(),
                 taken.detach().flatten(),
@@ -171,6 +174,18 @@ def train_judge(
     return JudgePhase(_mean(rewards), _mean(informative), _mean(drift), malformed)
 
 
+def lay_out(
+    prompts: Sequence[JudgePrompt], side: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(slots, owner, weights), all [M]: slot m of the pairs is slot `slots[m]` of a forward over `prompts`, has weight
+    `weights[m]` and belongs to `owner[m]`, 2i and 2i + 1 being pair i; `side` names their prompts in that order."""
+    starts = [0, *accumulate(len(p.rows) for p in prompts)]
+    slots = [s for i in side for s in range(starts[i], starts[i + 1])]
+    owner = [o for o, i in enumerate(side) for _ in prompts[i].rows]
+    weights = [w for i in side for w in prompts[i].weights]
+    return torch.tensor(slots, device=device), torch.tensor(owner, device=device), torch.tensor(weights, device=device)
+
+
 def sample_verdicts(
     probs: torch.Tensor, owner: torch.Tensor, weights: torch.Tensor, config: RubricConfig, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +194,7 @@ def sample_verdicts(
     probs [M, 2]; owner [M] int64: prompt of each slot, chosen and rejected of pair i being prompts 2i and 2i + 1.
     """
     uniforms = torch.rand(len(probs), config.group_size, generator=generator).to(probs.device)
-    actions = (uniforms >= _tempered(probs, config.temperature)[:, :1].exp()).long()
+    actions = (uniforms >= tempered(probs, config.temperature)[:, :1].exp()).long()
     value = weights[:, None] * (1 - 2 * actions)
     sizes = torch.bincount(owner)
     # A pair has one rubric, so both its prompts have the same weight sum and unnormalised scores compare alike.
@@ -187,7 +202,7 @@ def sample_verdicts(
     return actions, torch.where(scores[0::2] > scores[1::2], 1.0, -1.0)
 
 
-def _tempered(probs: torch.Tensor, temperature: float) -> torch.Tensor:
+def tempered(probs: torch.Tensor, temperature: float) -> torch.Tensor:
     """Log-probabilities at a sampling temperature, from probabilities at 1."""
     return torch.log_softmax(probs.clamp_min(1e-9).log() / temperature, -1)
 

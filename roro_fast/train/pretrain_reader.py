@@ -13,7 +13,6 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = Pretraining(cast(Recipe, train_nano.override(Recipe(), args.set)), args.out)
+    run = Pretraining(train_nano.override(Recipe(), args.set), args.out)
     run.run()
     print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
 

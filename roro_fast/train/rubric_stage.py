@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import accumulate
 from typing import Any
 
@@ -17,8 +18,11 @@ from roro_fast.train.alternate import alternate, phases
 from roro_fast.train.context import Context
 from roro_fast.train.pipeline import PAIRS
 from roro_fast.train.setup import resolve_model
+from roro_fast.train.trainers import NATIVE, Trainers
+from roro_fast.train.trl.trainers import TrlTrainers
 
 JUDGE, RUBRICOR, RUBRICS, ALTERNATION = "judge", "rubricor", "rubrics.jsonl", "rubric"
+TRL_STATE = "trl"
 _CHUNK = 256  # queries per call of the Rubricor, for a moving progress bar
 
 
@@ -31,6 +35,13 @@ def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     rubricor.closed_grammar = ctx.config.task.name.partition(":")[0] == "ledger"
     rubricor.max_criteria = c.max_criteria
     return judge, rubricor
+
+
+def trainers_of(ctx: Context) -> Trainers:
+    """What updates the weights: this package's loops, or TRL with its state and its curves in the run directory."""
+    if ctx.config.rubric.trainer == "native":
+        return NATIVE
+    return TrlTrainers(ctx.config.trl, ctx.run.path / ALTERNATION / TRL_STATE, ctx.run.logs / "rubric")
 
 
 class _Bar:
@@ -55,6 +66,7 @@ def rubric(ctx: Context) -> dict[str, Any]:
     """Alternate on the run's pairs; leaves `judge/`, `rubricor/` and `rubrics.jsonl` in the run directory."""
     run, c = ctx.run, ctx.config.rubric
     judge, rubricor = load_models(ctx)
+    trainers = trainers_of(ctx)
     queries = ctx.bench.queries("train")
     steps = [2 * c.sft_steps if who == "warm-up" else c.steps for _, who in phases(c)]
     ends = list(accumulate(steps))
@@ -75,7 +87,9 @@ def rubric(ctx: Context) -> dict[str, Any]:
         log=phase_done,
         others={q.id: q.prompt for q in queries},
         tick=bar.tick,
+        trainers=trainers,
     )
+    shutil.rmtree(run.path / ALTERNATION / TRL_STATE, ignore_errors=True)
     judge.save(run.path / JUDGE)
     rubricor.save(run.path / RUBRICOR)
     drafts: list[Draft] = []

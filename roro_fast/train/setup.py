@@ -20,14 +20,16 @@ from roro_fast.models import lora, smol
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
 from roro_fast.models.loading import load_config, load_decoder
+from roro_fast.models.token_bytes import TokenBytes
 from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
 from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
-from roro_fast.tasks.prompting import RAW_TASKS, check_chat, encode_prompt
+from roro_fast.tasks.mixture import MIXTURES
+from roro_fast.tasks.prompting import RAW_TASKS, check_chats, encode_prompts
 from roro_fast.tasks.thinking import in_thought, opens_thought
 
-PACKAGED = ("nano/small", "nano/large", "nano/reader")
+PACKAGED = ("nano/small", "nano/large", "nano/reader", "smol/small", "smol/large")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -53,7 +55,7 @@ def resolve_model(name: str, key: str = "models.paths", weights: bool = True) ->
 
 
 def is_hub_id(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith("nano/") and not Path(name).is_dir()
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(("nano/", "smol/")) and not Path(name).is_dir()
 
 
 def fetch(name: str, key: str = "models.paths", weights: bool = True) -> Path:
@@ -121,16 +123,27 @@ def fingerprint(tokenizer: Any) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
-def shared_tokenizer(paths: list[Path]) -> Any:
-    """The pool's one tokenizer; refuses a pool whose models were trained with different ones."""
-    first = load_tokenizer(paths[0])
-    for other in dict.fromkeys(paths[1:]):
-        if other != paths[0] and fingerprint(load_tokenizer(other)) != fingerprint(first):
-            raise ConfigError(
-                f"models.paths: {paths[0]} and {other} have different tokenizers; "
-                "token ids cannot be handed over between them, choose models of one family"
-            )
-    return first
+def pool_tokenizers(paths: list[Path], key: str = "models.paths") -> list[Any]:
+    """A tokenizer for each model: the same object where ids mean the same text.
+
+    Different ones go together when each can spell any bytes; ConfigError names two that do not.
+    """
+    loaded = {path: load_tokenizer(path, key) for path in dict.fromkeys(paths)}
+    first: dict[str, Path] = {}
+    same = {path: first.setdefault(fingerprint(tokenizer), path) for path, tokenizer in loaded.items()}
+    if len(first) > 1:
+        a, b, *_ = first.values()
+        for path in first.values():
+            try:
+                TokenBytes(loaded[path], name=str(path))
+            except ConfigError as e:
+                raise ConfigError(f"{key}: {a} and {b} have different tokenizers; {e}") from e
+    return [loaded[same[path]] for path in paths]
+
+
+def distinct(tokenizers: list[Any]) -> list[Any]:
+    """Each object once, in order of appearance."""
+    return list({id(t): t for t in tokenizers}.values())
 
 
 def device_of(name: str) -> torch.device:
@@ -145,22 +158,22 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
-    """(decoders smallest first, tokenizer). Raises ConfigError or CheckpointError naming the model at fault."""
+def load_pool(config: ModelsConfig) -> tuple[list[Decoder], list[Any]]:
+    """(decoders smallest first, their tokenizers). Raises ConfigError or CheckpointError naming the model at fault."""
     devices, dtype = [device_of(d) for d in config.devices], getattr(torch, config.dtype)
     if any(map(is_hub_id, config.paths)):  # what does not go together is refused before its weights are fetched
         small = [model_files(p, weights=False) for p in config.paths]
         for f in small:
             load_config(f.weights)
-        shared_tokenizer([f.tokenizer for f in small])
+        pool_tokenizers([f.tokenizer for f in small])
     found = [model_files(p) for p in config.paths]
-    tokenizer = shared_tokenizer([f.tokenizer for f in found])
+    tokenizers = pool_tokenizers([f.tokenizer for f in found])
     layers = config.layers or [0] * len(found)
     models = [
         load_decoder(f.path, dtype, device, layers=n or None, base=f.weights)
         for f, device, n in zip(found, devices, layers, strict=True)
     ]
-    for model, f in zip(models, found, strict=True):
+    for model, f, tokenizer in zip(models, found, tokenizers, strict=True):
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ConfigError(
                 f"models.paths: the tokenizer of {f.tokenizer} has {tokenizer.vocab_size:,} tokens, the model "
@@ -170,7 +183,7 @@ def load_pool(config: ModelsConfig) -> tuple[list[Decoder], Any]:
     if sizes != sorted(sizes):
         listed = ", ".join(f"{label} {n:,}" for label, n in zip(config.labels, sizes, strict=True))
         raise ConfigError(f"models.paths: must be listed smallest first, parameters are {listed}; swap them")
-    return models, tokenizer
+    return models, tokenizers
 
 
 def check_context(models: list[Decoder], engine: EngineConfig, labels: list[str]) -> None:
@@ -187,9 +200,11 @@ def load_task(config: Config) -> Task:
     """The task named by the config, with those of its options that the kind of task knows."""
     t = config.task
     options: dict[str, Any] = {}
-    if t.name != Ledger.name:
+    if t.name.partition(":")[0] != Ledger.name:
         options = {"timeout": t.timeout}
-        if not t.name.startswith(PREFIX):
+        if t.name.startswith(PREFIX):
+            options |= t.options
+        elif t.name not in MIXTURES:
             options |= {"strict": t.strict} | ({"split_by": t.split_by} if t.split_by else {})
     return registry.load_task(t.name, **options)
 
@@ -205,28 +220,35 @@ class Workbench:
         return load_task(self.config)
 
     @cached_property
-    def pool(self) -> tuple[list[Decoder], Any]:
-        models, tokenizer = load_pool(self.config.models)
+    def pool(self) -> tuple[list[Decoder], list[Any]]:
+        models, tokenizers = load_pool(self.config.models)
         if self.config.task.name != Ledger.name:
-            check_chat(tokenizer, self.config.task.chat)
-        StepBoundary(tokenizer, self.config.engine.delimiter)
+            check_chats(distinct(tokenizers), self.config.task.chat)
+        for tokenizer in distinct(tokenizers):
+            StepBoundary(tokenizer, self.config.engine.delimiter)
         check_context(models, self.config.engine, self.config.models.labels)
-        return models, tokenizer
+        return models, tokenizers
 
     @property
     def models(self) -> list[Decoder]:
         return self.pool[0]
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizers(self) -> list[Any]:
+        """Of each model."""
         return self.pool[1]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the first model, in whose tokens trajectories are written."""
+        return self.pool[1][0]
 
     @cached_property
     def engine(self) -> StepEngine:
         e, p = self.config.engine, self.config.projection
         return StepEngine(
             self.models,
-            self.tokenizer,
+            self.tokenizers,
             delimiter=e.delimiter,
             max_num_seqs=e.max_num_seqs,
             kv_bytes=e.kv_bytes,
@@ -245,14 +267,15 @@ class Workbench:
     def asked(self, queries: list[Query]) -> list[Query]:
         """The queries as this pool is asked them: marked where its chat template begins the answer inside a thought."""
         raw = all(q.task in RAW_TASKS for q in queries)
-        if raw or not opens_thought(self.tokenizer, self.config.task.chat):
+        if raw or not any(opens_thought(t, self.config.task.chat) for t in distinct(self.tokenizers)):
             return queries
         return [in_thought(q) for q in queries]
 
     def encode(self, query: Query) -> list[int]:
-        """Prompt ids of a query, the tokenizer's chat template applied once.
+        """Prompt ids of a query, the tokenizer's chat template applied once; a `Prompt` where there are several.
 
         A prompt longer than the context is the engine's to refuse, so that a long run can count it and go on.
         """
         t = self.config.task
-        return encode_prompt(self.tokenizer, query, system=t.system or None, instruction=t.instruction, chat=t.chat)
+        settings: dict[str, Any] = {"system": t.system or None, "instruction": t.instruction, "chat": t.chat}
+        return encode_prompts(distinct(self.tokenizers), query, **settings)

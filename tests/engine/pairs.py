@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from roro_fast.engine import BoundaryBatch, Decisions, Request, RoutingPolicy, StepEngine, Trajectory
 from roro_fast.engine.slots import Phase
@@ -21,7 +28,8 @@ from roro_fast.models.loading import load_decoder
 
 CONTEXT = 160
 TOLERANCE = 1e-4
-CONFIGS = {"qwen3": Qwen3Config, "llama": LlamaConfig, "qwen2": Qwen2Config}
+CONFIGS = {"qwen3": Qwen3Config, "llama": LlamaConfig, "qwen2": Qwen2Config, "gemma3": Gemma3TextConfig}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 # family, layers, hidden, heads, kv heads, vocabulary padding
 POOL = [("qwen3", 2, 32, 4, 2, 5), ("llama", 3, 48, 4, 1, 0), ("qwen2", 2, 64, 4, 4, 16), ("qwen3", 1, 32, 2, 2, 1)]
 
@@ -42,7 +50,9 @@ def model_pair(index: int, family: str = "") -> tuple[Any, Decoder]:
     """(transformers model, our decoder) of POOL[index]; blank lines and EOS are likely, logits well separated."""
     listed, layers, hidden, heads, kv_heads, padding = POOL[index]
     family = family or listed
-    extra = {"head_dim": 16} if family == "qwen3" else {}
+    extra: dict[str, Any] = {"head_dim": 16} if family in ("qwen3", "gemma3") else {}
+    if family == "gemma3":
+        extra |= {"sliding_window": 12, "layer_types": KINDS[:layers], "query_pre_attn_scalar": 16}
     config = CONFIGS[family](
         vocab_size=len(tokenizer()) + padding,
         hidden_size=hidden,
@@ -217,9 +227,15 @@ def cold_logits(model: Decoder, ids: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
+def cold_hidden(model: Decoder, ids: list[int]) -> torch.Tensor:
+    """The last token's state [H] float32 of one dense prefill."""
+    return model.dense(torch.tensor([ids], device=model.device))[0, -1].float()
+
+
+@torch.no_grad()
 def cold_kv(model: Decoder, ids: list[int]) -> torch.Tensor:
     """Keys and values [S, layers, 2, Hkv, D] of one dense prefill."""
-    dense, kept = DenseAttention(1, len(ids)), []
+    dense, kept = DenseAttention(1, len(ids), model.config.windows), []
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         kept.append(torch.stack((k, v), 1))

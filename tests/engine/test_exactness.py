@@ -42,7 +42,7 @@ def hugging_face(model: torch.nn.Module, ids: list[int], n: int, vocab_size: int
     return out[0, len(ids) :].tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_one_model_equals_hugging_face_greedy(family: str) -> None:
     both = [pairs.model_pair(i, family) for i in range(3)]
     e = engine([ours for _, ours in both])
@@ -57,6 +57,8 @@ def test_one_model_equals_hugging_face_greedy(family: str) -> None:
             assert [got[i].token_ids for i in range(len(PROMPTS))] == want
             assert all(set(t.models) == {m} for t in got.values())
     assert max(lengths) == 40 and len(lengths) > 3, "some answers should end early"
+    for t in run(e, requests(8), Drawn()).values():
+        audit(e, t, greedy=True)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
@@ -112,6 +114,20 @@ def test_pages_hold_what_a_cold_prefill_computes(space: str, scout: bool) -> Non
         if e.iterations % 3 == 0:
             compared += check_kv(e)
     assert compared > 1000
+    pairs.assert_clean(e)
+
+
+def test_windows_hold_across_pages_chunks_and_cached_prefixes() -> None:
+    models = [copy.deepcopy(pairs.model_pair(i, "gemma3")[1]).to(pairs.DTYPE) for i in range(2)]
+    e = engine(models, max_batch_tokens=24, page_size=4)
+    for r in mixed(10):
+        e.add(r, Drawn())
+    compared = 0
+    while e.has_work:
+        e.step()
+        if e.iterations % 3 == 0:
+            compared += check_kv(e)
+    assert compared > 1000 and e.kv.stats.hit_tokens
     pairs.assert_clean(e)
 
 

@@ -154,7 +154,7 @@ def test_slabs_move_between_models() -> None:
 def test_a_preempted_sequence_is_not_starved_by_newcomers() -> None:
     """Short requests keep coming; long ones that lost their memory must finish before most of them."""
     e = tight(2, 100, 4, max_num_seqs=12)
-    e.eos_ids = np.array([-1])  # nobody ends early
+    e.eos_ids = [np.array([-1])] * e.num_models  # nobody ends early
     long = [Request(prompt(i, 60), max_new_tokens=40, max_step_tokens=4, tag={"id": i}) for i in range(3)]
     short = [
         Request(prompt(i, 24), max_new_tokens=20, max_step_tokens=2, temperature=1.5, tag={"id": i})

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from roro_fast.engine import Request, StepEngine, Trajectory
-from roro_fast.engine.slots import Phase
 from roro_fast.errors import CapacityError, ConfigError
 from tests.engine import pairs
 from tests.engine.pairs import FAMILIES, Drawn, Planned, check_kv, engine, family, prompt, requests, run
@@ -308,6 +307,8 @@ def test_what_sharing_does_not_go_with() -> None:
     for wrong, message in [({"graphs": True}, "decode graphs"), ({"projections": {(0, 1): None}}, "projections")]:
         with pytest.raises(ConfigError, match=f"share_layers: does not go with {message}"):
             engine(models, share_layers=True, **wrong)
+    with pytest.raises(ConfigError, match="share_layers: the models have several tokenizers"):
+        StepEngine(models, [pairs.tokenizer(), copy.deepcopy(pairs.tokenizer())], share_layers=True)
     with pytest.raises(ConfigError, match="share_layers: the models have no first layers in common"):
         engine(pairs.pool(2), share_layers=True)
     e = tight(models, 48)

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from roro_fast.errors import CheckpointError
 from roro_fast.models.config import DecoderConfig
@@ -37,6 +45,22 @@ def qwen2(**kw: Any) -> Qwen2Config:
 
 def qwen3(**kw: Any) -> Qwen3Config:
     return Qwen3Config(**(SHAPE | {"head_dim": 16} | kw))
+
+
+def gemma3(**kw: Any) -> Gemma3TextConfig:
+    """Local and global layers, a window shorter than the texts, and a query scale that is not the head's."""
+    gemma = {
+        "head_dim": 16,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "tie_word_embeddings": True,
+    }
+    return Gemma3TextConfig(**(SHAPE | gemma | kw))
 
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -74,6 +98,10 @@ CASES: dict[str, PretrainedConfig] = {
     **{f"llama-rope-{name}": llama(rope_parameters=rope) for name, rope in ROPES.items()},
     "qwen2-rope-yarn": qwen2(rope_parameters=ROPES["yarn"]),
     "qwen3-rope-yarn": qwen3(rope_parameters=ROPES["yarn"]),
+    "gemma3": gemma3(),
+    "gemma3-mqa-untied-bias": gemma3(num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True),
+    "gemma3-all-local": gemma3(layer_types=["sliding_attention"] * 3, sliding_window=1),
+    "gemma3-all-global": gemma3(layer_types=["full_attention"] * 3),
     "qwen3-rope-linear": qwen3(rope_parameters=ROPES["linear"]),
 }
 
@@ -126,9 +154,10 @@ def test_unsupported_rope_is_refused_by_field(rope: dict[str, Any], message: str
         Decoder(DecoderConfig.from_hf(config))
 
 
+@pytest.mark.parametrize("case", ["qwen3", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_follows_transformers(dtype: torch.dtype, tmp_path: Path) -> None:
-    theirs = save_random(qwen3(), tmp_path)
+def test_half_precision_follows_transformers(dtype: torch.dtype, case: str, tmp_path: Path) -> None:
+    theirs = save_random(CASES[case], tmp_path)
     ours = load_decoder(tmp_path, dtype=dtype)
     ids = torch.randint(0, SHAPE["vocab_size"], (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -184,6 +213,10 @@ def test_costs_count_attention_pairs_and_kv_bytes() -> None:
     [
         (qwen2(use_sliding_window=True, sliding_window=16), "use_sliding_window"),
         (llama(hidden_act="gelu"), "hidden_act"),
+        (gemma3(hidden_activation="silu"), "hidden_activation"),
+        (gemma3(final_logit_softcapping=30.0), "final_logit_softcapping"),
+        (gemma3(use_bidirectional_attention=True), "use_bidirectional_attention"),
+        (Gemma3Config(), "model_type: 'gemma3' is not supported; of a multimodal Gemma 3 only the text model"),
         (PretrainedConfig(), "model_type"),
     ],
 )

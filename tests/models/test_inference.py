@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import PagedBatch, infer
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import native
 from roro_fast.ops.paged_attention import find_prefix_groups
-from tests.models.test_decoder import CASES, SHAPE, qwen3, save_random
+from tests.models.test_decoder import CASES, SHAPE, gemma3, qwen3, save_random
 
 PAGE = 4
 LENGTHS = (11, 1, 8)
@@ -52,9 +54,16 @@ def tokens(lengths: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randint(0, SHAPE["vocab_size"], (n,), generator=g) for n in lengths]
 
 
+def order_what_serves(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C++ ops that Gemma uses, where the whole forward in C++ declines it."""
+    if case.startswith("gemma3") and os.environ["RORO_IMPL"] == "cpu":
+        monkeypatch.setenv("RORO_IMPL", "norm_rope_store=cpu,paged_attention=cpu")
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("impl")
-def test_catch_up_then_decode_equals_dense(case: str, tmp_path: Path) -> None:
+def test_catch_up_then_decode_equals_dense(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order_what_serves(case, monkeypatch)
     save_random(CASES[case], tmp_path)
     model = load_decoder(tmp_path)
     ids, pages = tokens(LENGTHS), empty_pages(model, len(LENGTHS))
@@ -102,6 +111,20 @@ def test_a_shared_prefix_is_read_from_the_pages_of_one(tmp_path: Path) -> None:
         want = torch.cat([model.dense(x[None])[0, 8:] for x in forks])
     for groups in (prefix, None):
         torch.testing.assert_close(infer(model, shared._replace(prefix=groups)), want, atol=2e-5, rtol=2e-5)
+
+
+def test_the_whole_forward_in_one_call_declines_gemma_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_random(gemma3(), tmp_path)
+    model = load_decoder(tmp_path)
+    one = batch(model, tokens((5,)), [0], empty_pages(model, 1))
+    monkeypatch.setenv("RORO_IMPL", "decoder_forward=cpu")
+    if not native.available():
+        pytest.skip(native.why_not())
+    with pytest.raises(ConfigError, match="decoder_forward:cpu .*gemma3_text.*'reference'"):
+        infer(model, one)
+    monkeypatch.delenv("RORO_IMPL")
+    with torch.no_grad():
+        torch.testing.assert_close(infer(model, one), model.dense(one.ids[None])[0], atol=2e-5, rtol=2e-5)
 
 
 def test_rotary_tables_stay_in_float32(tmp_path: Path) -> None:

@@ -266,6 +266,25 @@ def test_first_layers_out_of_range(layers: int, tmp_path: Path) -> None:
         load_decoder(make(tmp_path), layers=layers)
 
 
+def test_listed_layers_are_the_model_without_the_others(tmp_path: Path) -> None:
+    path = make(tmp_path / "full", "qwen2-tied")
+    outer = load_decoder(path, layers=[0, 2])
+    theirs = AutoModelForCausalLM.from_pretrained(path).float()
+    del theirs.model.layers[1]
+    theirs.config.num_hidden_layers = 2
+    with torch.no_grad():
+        torch.testing.assert_close(logits(outer), theirs(IDS, use_cache=False).logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(logits(load_decoder(path, layers=range(2))), logits(load_decoder(path, layers=2)))
+    save_decoder(outer, tmp_path / "outer")
+    assert torch.equal(logits(load_decoder(tmp_path / "outer")), logits(outer))
+
+
+@pytest.mark.parametrize("layers", [[], [0, 3], [-1, 0], [1, 0], [1, 1]])
+def test_listed_layers_must_exist_in_order(layers: list[int], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"layers: \[.*\] is not an ascending choice of 0\.\.2"):
+        load_decoder(make(tmp_path), layers=layers)
+
+
 def test_assign_inverts_tensors_of(tmp_path: Path) -> None:
     source = load_decoder(make(tmp_path, "llama-biased"))
     target = Decoder(source.config)

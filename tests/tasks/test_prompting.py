@@ -8,7 +8,8 @@ from roro_fast.errors import ConfigError
 from roro_fast.models import nano_tokenizer
 from roro_fast.tasks.base import Query
 from roro_fast.tasks.ledger import Ledger
-from roro_fast.tasks.prompting import INSTRUCTION, encode_prompt
+from roro_fast.tasks.prompting import INSTRUCTION, Prompt, encode_prompt, encode_prompts
+from tests.two_tokenizers import byte_fallback
 
 QUERY = Query("q", "What is 1 + 1?", "2", "gsm8k")
 TEMPLATE = (
@@ -36,6 +37,40 @@ def chat(plain):
     return tok
 
 
+def opened(tok, opening):
+    out = PreTrainedTokenizerFast(tokenizer_object=tok.backend_tokenizer, bos_token="<bos>", eos_token="<eos>")
+    out.chat_template = TEMPLATE.replace("'<|assistant|>'", f"'<|assistant|>{opening}'")
+    return out
+
+
+def test_a_pool_of_tokenizers_gets_a_prompt_each(plain, chat):
+    ids = encode_prompts([chat, plain, byte_fallback()], QUERY, instruction="", system="S")
+    assert isinstance(ids, Prompt) and len(ids.others) == 2
+    assert ids == encode_prompt(chat, QUERY, instruction="", system="S")
+    assert plain.decode(ids.others[0][1:]) == byte_fallback().decode(ids.others[1][1:]) == "S\n\nWhat is 1 + 1?\n\n"
+    assert ids.others[1][0] == byte_fallback().bos_token_id
+    ledger = Ledger().queries("test", 1)[0]
+    assert plain.decode(encode_prompts([chat, plain], ledger, instruction="x").others[0]) == ledger.prompt
+
+
+def test_all_begin_inside_the_thought_that_one_template_opens(plain, chat):
+    r1 = opened(plain, "<think>\\n")
+    ids = encode_prompts([chat, r1, opened(plain, "<think>\\n\\n</think>")], QUERY, instruction="")
+    texts = [chat.decode(p) for p in (ids, *ids.others)]
+    assert texts[0].endswith("<|assistant|><think>\n") and texts[1].endswith("<|assistant|><think>\n")
+    assert texts[2].endswith("</think><think>\n")
+    assert not chat.decode(encode_prompts([chat, chat], QUERY)).endswith("<think>\n")
+
+
+def test_a_chat_variable_goes_to_the_templates_that_read_it(plain, chat):
+    switch = opened(plain, "' + ('x' if enable_thinking else 'y') + '")
+    for value, end in ((True, "x"), (False, "y")):
+        ids = encode_prompts([chat, switch], QUERY, chat={"enable_thinking": value})
+        assert chat.decode(ids).endswith("<|assistant|>") and chat.decode(ids.others[0]).endswith(end)
+    with pytest.raises(ConfigError, match=r"task\.chat\.nonsense: .*does not read it"):
+        encode_prompts([chat, switch], QUERY, chat={"nonsense": 1})
+
+
 def test_ledger_prompts_are_bare(plain, chat, tmp_path):
     from transformers import AutoTokenizer
 
@@ -55,12 +90,12 @@ def test_ledger_prompts_are_bare(plain, chat, tmp_path):
         assert tok.decode(ids) == query.prompt and tok.bos_token_id not in ids
 
 
-def test_plain_text_has_no_special_tokens(plain):
-    ids = encode_prompt(plain, QUERY)
+def test_plain_text_begins_as_the_tokenizer_begins_any_text(plain):
+    bos, *ids = encode_prompt(plain, QUERY)
     assert plain.decode(ids) == f"What is 1 + 1?\n\n{INSTRUCTION}\n\n"
-    assert plain.bos_token_id not in ids
+    assert bos == plain.bos_token_id and bos not in ids
     assert encode_prompt(plain.backend_tokenizer, QUERY) == ids
-    text = plain.decode(encode_prompt(plain, QUERY, system="S", instruction="", few_shot=[("p", "s")]))
+    text = plain.decode(encode_prompt(plain, QUERY, system="S", instruction="", few_shot=[("p", "s")])[1:])
     assert text == "S\n\np\n\ns\n\nWhat is 1 + 1?\n\n"
 
 

@@ -12,13 +12,17 @@ from safetensors.torch import save_file
 from roro_fast import cli_doctor
 from roro_fast.config import ModelsConfig
 from roro_fast.config_io import load_config
+from roro_fast.engine import Request
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models.loading import load_decoder
 from roro_fast.tasks.base import Query
+from roro_fast.tasks.prompting import Prompt
 from roro_fast.train import setup
 from roro_fast.train.setup import Workbench, fingerprint, load_pool, load_task, load_tokenizer, resolve_model
 from tests import chat
-from tests.tiny import overrides, save_pair, save_tiny
+from tests.engine.pairs import Planned
+from tests.tiny import overrides, save_pair, save_random, save_tiny
+from tests.two_tokenizers import byte_fallback
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,9 @@ def test_layers_keeps_the_first_ones(pair):
     models, _ = load_pool(ModelsConfig(paths=[small, small], layers=[1, 0]))
     assert [m.config.num_layers for m in models] == [1, 2]
     assert torch.equal(models[0].layers[0].qkv.weight, models[1].layers[0].qkv.weight)
+    listed = load_config("nano", [f"models.paths=[{small},{small}]", "models.layers=[[1],0]"]).models
+    models, _ = load_pool(listed)
+    assert torch.equal(models[0].layers[0].qkv.weight, models[1].layers[1].qkv.weight)
 
 
 def test_different_tokenizers_are_refused_naming_both(tmp_path, pair):
@@ -132,9 +139,11 @@ def test_a_hub_id_without_a_hub_says_what_to_do(monkeypatch):
 
 
 def test_qwen3_presets_on_tiny_stand_ins(tmp_path, monkeypatch, pair):
-    """Everything of the recipe but its size and its GPU; the cross-family one is refused for its tokenizers."""
-    qwen = chat.save_pair(tmp_path, context=16384)
-    local = {"Qwen/Qwen3-1.7B": qwen[0], "Qwen/Qwen3-14B": qwen[1], "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": pair[1]}
+    """Everything of the recipes but their size and their GPU, one tokenizer or two."""
+    qwen, r1 = chat.save_pair(tmp_path, context=16384), tmp_path / "r1"
+    byte_fallback().save_pretrained(r1)
+    save_random(r1, len(byte_fallback()), 1, hidden=64, layers=1, seed=3, context=16384)
+    local = {"Qwen/Qwen3-1.7B": qwen[0], "Qwen/Qwen3-14B": qwen[1], "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": r1}
     whole = []
 
     def fetch(name, key, weights):
@@ -149,9 +158,19 @@ def test_qwen3_presets_on_tiny_stand_ins(tmp_path, monkeypatch, pair):
     assert text.endswith("<|assistant|>") and "1 + 1?" in text
     assert bench.engine.num_models == 2 and {m.dtype for m in bench.models} == {torch.bfloat16}
     assert whole == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-14B"]
-    with pytest.raises(ConfigError, match="have different tokenizers; token ids cannot be handed over"):
+    cross = Workbench(load_config("qwen3_r1", here))
+    prompt = cross.encode(Query("q", "1 + 1?", "2", "gsm8k"))
+    assert bench.tokenizer.decode(prompt) == text and isinstance(prompt, Prompt)
+    assert cross.tokenizers[1].decode(prompt.others[0][1:]).startswith("1 + 1?")
+    (t,) = cross.engine.rollout(
+        [Request(prompt, max_new_tokens=12, max_step_tokens=4, tag={"plan": [0, 1]})], Planned()
+    )
+    assert set(t.models) == {0, 1} and t.meta["tracks"][0]["models"] == [1]
+    assert whole == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-14B", "Qwen/Qwen3-1.7B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"]
+    local["deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"] = pair[1]  # whole words only: it cannot spell what the other says
+    with pytest.raises(ConfigError, match=r"have different tokenizers; .*byte for byte"):
         load_pool(load_config("qwen3_r1", here).models)
-    assert len(whole) == 2  # refused before the weights were fetched
+    assert len(whole) == 4  # refused before the weights were fetched
 
 
 def test_a_hub_model_without_safetensors_is_not_fetched_as_a_pickle(tmp_path, monkeypatch):

@@ -10,13 +10,15 @@ import torch
 from roro_fast.engine.projection.artifact import Gate, KVProjection
 from roro_fast.engine.projection.record import Tokens, sheets
 from roro_fast.engine.transfer import upload
-from roro_fast.errors import DataError
+from roro_fast.errors import ConfigError, DataError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import logits
 from roro_fast.ops.kv_project import LinearMaps, Rotary, kv_project
 
 
 def rotary(model: Decoder) -> Rotary:
+    if any(model.config.windows):
+        raise ConfigError(f"projections: {model.config.family} has two rotary bases, which no map accounts for")
     return Rotary(model.cos, model.sin)
 
 
