@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.e2e import workload
@@ -85,6 +85,8 @@ class Bench:
             for engine in engines[turn:] + engines[:turn]:
                 if cell.kind == "plain" and engine.one_by_one and len(work.sequences) > 1:
                     continue
+                if cell.kind == "plain" and CATALOGUE[engine.name].ablation:
+                    continue
                 if (cell.name, engine.name) in self.once_only:
                     continue
                 begin = time.perf_counter()
@@ -111,11 +113,45 @@ def flops(configs: list[DecoderConfig], tokens: list[int], pairs: list[float]) -
     )
 
 
-def floor(work: Workload, configs: list[DecoderConfig], itemsize: int, ceiling: dict[str, float]) -> dict[str, float]:
+def spent_flops(configs: list[DecoderConfig], outcome: dict[str, Any]) -> float:
+    """FLOPs of all forwards of an outcome that says what was run."""
+    known = outcome.get("forward_flops")
+    return flops(configs, outcome["forward_tokens"], outcome["forward_pairs"]) if known is None else float(known)
+
+
+def layers_flops(c: DecoderConfig, layers: int, tokens: float, pairs: float) -> float:
+    """FLOPs of some of a model's layers."""
+    return 2.0 * layer_params(c) * layers * tokens + 4.0 * layers * c.num_heads * c.head_dim * pairs
+
+
+def layer_params(c: DecoderConfig) -> int:
+    return c.num_params - replace(c, num_layers=c.num_layers - 1, windows=c.windows[:-1]).num_params
+
+
+def saved(work: Workload, configs: list[DecoderConfig], itemsize: int, shared: int) -> tuple[float, float]:
+    """(FLOPs, bytes of weights) that no engine needs when the first `shared` layers of all models are the same.
+
+    These run once for each token, whoever writes it, and of a model without others only the head runs, for its own.
+    """
+    one = workload.as_one(work)
+    (once,), (once_pairs,) = workload.needed(one)
+    flops_, passes = -layers_flops(configs[0], shared, once, once_pairs), -float(workload.weight_passes(one)[0])
+    written = [sum(n for s in work.sequences for model, n in s.steps if model == m) for m in range(len(configs))]
+    for c, n, p, reads, own in zip(configs, *workload.needed(work), workload.weight_passes(work), written, strict=True):
+        flops_ += layers_flops(c, shared, n, p)
+        passes += reads
+        if c.num_layers == shared:
+            flops_ += 2.0 * (c.num_params - shared * layer_params(c)) * (n - own)
+    return flops_, passes * shared * layer_params(configs[0]) * itemsize
+
+
+def floor(
+    work: Workload, configs: list[DecoderConfig], itemsize: int, ceiling: dict[str, float], shared: int = 0
+) -> dict[str, float]:
     """The least time any exact engine needs: FLOPs of needed tokens, bytes of weights and keys and values.
 
     A model's weights are read at least once per token of the sequence that it writes most of; keys and values of the
-    context once per written token.
+    context once per written token. What is `saved` by layers that all models share is not needed.
     """
     tokens, pairs = workload.needed(work)
     passes = workload.weight_passes(work)
@@ -130,6 +166,9 @@ def floor(work: Workload, configs: list[DecoderConfig], itemsize: int, ceiling: 
         for n, c, ctx in zip(passes, configs, contexts, strict=True)
     )
     work_flops = flops(configs, tokens, pairs)
+    if shared:
+        less = saved(work, configs, itemsize, shared)
+        work_flops, moved = work_flops - less[0], moved - less[1]
     seconds = {"bytes": moved / ceiling["bytes_per_second"], "flops": work_flops / ceiling["flops"]}
     return {
         "flops": work_flops,
@@ -140,7 +179,11 @@ def floor(work: Workload, configs: list[DecoderConfig], itemsize: int, ceiling: 
 
 
 def summary(
-    runs: dict[str, list[Run]], configs: list[DecoderConfig], itemsize: int, ceiling: dict[str, float]
+    runs: dict[str, list[Run]],
+    configs: list[DecoderConfig],
+    itemsize: int,
+    ceiling: dict[str, float],
+    shared: int = 0,
 ) -> dict[str, Any]:
     """Per engine: medians over rounds, percentiles over all steps, ratio of ours to it, fraction of the ceiling."""
     out: dict[str, Any] = {}
@@ -148,7 +191,7 @@ def summary(
     for name, mine in sorted(runs.items(), key=lambda item: list(CATALOGUE).index(item[0])):
         rates = [r.tokens_per_second for r in mine]
         work = mine[-1].work
-        least = floor(work, configs, itemsize, ceiling)
+        least = floor(work, configs, itemsize, ceiling, shared)
         steps = sorted(s for r in mine for s in r.outcome["step_seconds"])
         seconds = statistics.median(r.seconds for r in mine)
         row: dict[str, Any] = {
@@ -166,7 +209,7 @@ def summary(
             "forward_flops": None,
         }
         if mine[-1].outcome["forward_tokens"] is not None:
-            spent = [flops(configs, r.outcome["forward_tokens"], r.outcome["forward_pairs"]) for r in mine]
+            spent = [spent_flops(configs, r.outcome) for r in mine]
             row["forward_flops"] = statistics.median(spent)
             row["forward_flops_over_least"] = round(row["forward_flops"] / least["flops"], 4)
         if ours and name != OURS:

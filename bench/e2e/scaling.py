@@ -22,7 +22,7 @@ import torch
 
 from bench.e2e import ceiling
 from bench.e2e.cells import Cell, Prompts, routed_cell
-from bench.e2e.measure import flops, say
+from bench.e2e.measure import layer_params, say, spent_flops
 from bench.e2e.pairs import Pair, ensure
 from bench.e2e.workload import Workload, span_pairs
 from bench.peers.base import Pool
@@ -90,8 +90,11 @@ def point(
     outs = [a["outcome"] for a in answers]
     seconds = statistics.median(o["seconds"] for o in outs)
     last = outs[-1]
-    spent = flops(pair.configs, last["forward_tokens"], last["forward_pairs"])
+    spent = spent_flops(pair.configs, last)
     moved = bytes_moved(work, last["extra"]["passes"], pair.configs, itemsize)
+    if once := last["extra"]["shared_passes"]:
+        weights = pair.shared * layer_params(pair.configs[0]) * itemsize
+        moved -= (sum(last["extra"]["passes"]) - once) * weights
     steps = sorted(s for o in outs for s in o["step_seconds"])
     outside = statistics.median(o["extra"]["outside_forward"] for o in outs)
     parts = {

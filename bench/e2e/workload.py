@@ -135,6 +135,12 @@ def needed(work: Workload) -> tuple[list[int], list[float]]:
     return tokens, pairs
 
 
+def as_one(work: Workload) -> Workload:
+    """The same with all steps by one model: what layers that all models share have to run."""
+    rows = [Sequence(s.prompt, [(0, n) for _, n in s.steps], s.group) for s in work.sequences]
+    return Workload(work.name, rows, work.concurrency, 1)
+
+
 def span_pairs(start: int, end: int) -> float:
     """(query, key) pairs of running positions [start, end) over all before them."""
     return max(0.0, end * (end + 1) / 2 - start * (start + 1) / 2)

@@ -31,6 +31,7 @@ class Pool:
     concurrency: int = 32
     max_len: int = 512
     kv_tokens: int = 16384
+    shared: int = 0  # first layers that all models have in common
 
     @property
     def num_models(self) -> int:
@@ -42,7 +43,8 @@ class Outcome:
     """tokens: per sequence of the workload. step_seconds: from the decision to the step's last token, all steps.
 
     forward_tokens / forward_pairs: tokens run through each model and (query, key) pairs attended, None where the engine
-    does not say. `extra`: figures that only one engine has.
+    does not say. forward_flops: those of all forwards where they do not follow from the former, because layers are run
+    for several models at once. `extra`: figures that only one engine has.
     """
 
     seconds: float
@@ -50,6 +52,7 @@ class Outcome:
     step_seconds: list[float]
     forward_tokens: list[int] | None = None
     forward_pairs: list[float] | None = None
+    forward_flops: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 @dataclass(frozen=True)
 class Entry:
     """`venv`: environment of `bench.peers.setup`, empty for this project's own. `files`: what it reads. `preload`:
-    gains from `preloads`, which are then used where they are found."""
+    gains from `preloads`, which are then used where they are found. `ablation`: this engine with something off; it runs
+    routed workloads only."""
 
     module: str
     title: str
@@ -32,6 +33,7 @@ class Entry:
     devices: tuple[str, ...] = ("cpu", "cuda")
     env: Mapping[str, str] = field(default_factory=dict)
     preload: bool = False
+    ablation: bool = False
 
 
 _VLLM = {
@@ -44,6 +46,9 @@ _VLLM = {
 
 CATALOGUE = {
     "roro_fast": Entry("ours", "this engine", files="any", env={"RORO_PROFILE": "times"}),
+    "roro_fast_apart": Entry(
+        "ours_apart", "this engine, no layers shared", files="any", env={"RORO_PROFILE": "times"}, ablation=True
+    ),
     "hf_reprefill": Entry("hf_reprefill", "HF generate, re-prefill at switches", files="any", preload=True),
     "hf_cached": Entry("hf_cached", "HF loop, KV cache per model, batched", files="any", preload=True),
     "vllm_cpu": Entry("vllm_cpu", "two vLLM engines", venv="vllm_cpu", devices=("cpu",), env=_VLLM, preload=True),
@@ -61,6 +66,8 @@ def why_absent(name: str, pool: Pool) -> str:
         return setup.absent(entry.venv)
     if pool.device not in entry.devices:
         return f"does not run on {pool.device}"
+    if entry.ablation and not pool.shared:
+        return "the models of this pair share no layers"
     if entry.files == "ggufs" and len(pool.ggufs) != pool.num_models:
         return "reads GGUF files only, and this pair has none"
     if entry.files == "models" and not pool.models:

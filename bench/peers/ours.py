@@ -62,6 +62,8 @@ def request(at: int, s: Sequence) -> Request:
 
 
 class Ours(Peer):
+    share_layers: bool | None = None
+
     def load(self, pool: Pool) -> dict[str, Any]:
         torch.set_num_threads(pool.threads)
         dtype = getattr(torch, pool.dtype)
@@ -85,17 +87,24 @@ class Ours(Peer):
             page_size=PAGE,
             max_batch_tokens=max(2048, pool.concurrency),
             max_model_len=pool.max_len,
+            share_layers=self.share_layers,
         )
-        self.hits = [[0, 0.0] for _ in models]  # prompt tokens and pairs that the prefix cache saved, per model
-        charge = self.engine.slots.charge_cached
+        # Prompt tokens and pairs that the prefix cache saved: per model, and last in the layers they share.
+        self.hits = [[0, 0.0] for _ in range(len(models) + 1)]
+        self.hit_flops = 0.0
+        slots = self.engine.slots
+        charge = slots.charge_cached
 
-        def charged(m: int, s: int, n: int) -> None:
-            self.hits[m][0] += n
-            self.hits[m][1] += span_pairs(0, n)
-            charge(m, s, n)
+        def charged(c: int, s: int, n: int) -> None:
+            self.hits[c][0] += n
+            self.hits[c][1] += span_pairs(0, n)
+            before = slots.flops[s]
+            charge(c, s, n)
+            self.hit_flops += slots.flops[s] - before
 
-        self.engine.slots.charge_cached = charged  # type: ignore[method-assign]
+        slots.charge_cached = charged  # type: ignore[method-assign]
         self.passes = [0] * len(models)
+        self.shared_passes = 0
         launch = self.engine.forward.launch
 
         def launched(m: int, rows: Any) -> Any:
@@ -104,11 +113,20 @@ class Ours(Peer):
             return out
 
         self.engine.forward.launch = launched  # type: ignore[method-assign]
+        launch_shared = self.engine.forward.launch_shared
+
+        def launched_shared(rows: Any) -> bool:
+            out = launch_shared(rows)
+            self.shared_passes += out
+            return out
+
+        self.engine.forward.launch_shared = launched_shared  # type: ignore[method-assign]
         device, kind = models[0].device, models[0].dtype
         served = {
             op: select(op, device, kind).__module__ for op in ("decoder_forward", "paged_attention", "sample_step")
         }
-        return {"torch": torch.__version__, "cpu": native.isa() if native.available() else "reference", **served}
+        cpu = native.isa() if native.available() else "reference"
+        return {"torch": torch.__version__, "cpu": cpu, "shared_layers": self.engine.shared_layers, **served}
 
     def run(self, work: Workload) -> Outcome:
         engine, script = self.engine, Script(work.num_models)
@@ -116,11 +134,12 @@ class Ours(Peer):
         for h in self.hits:
             h[:] = [0, 0.0]
         self.passes[:] = [0] * k
+        self.shared_passes, self.hit_flops = 0, 0.0
         kv_peak = 0
         before, rows = engine.iterations, {i: request(i, s) for i, s in enumerate(work.sequences)}
         tokens: list[list[int]] = [[] for _ in rows]
         steps: list[float] = []
-        ran, pairs = [0] * k, [0.0] * k
+        ran, pairs, flops = [0] * k, [0.0] * k, 0.0
         phases = profiling.seconds()
         begin = time.perf_counter()
         # The engine never runs more than its own slots; a smaller workload is fed as its sequences finish.
@@ -143,27 +162,29 @@ class Ours(Peer):
                     raise RuntimeError(f"sequence {at}: its steps are not those of the script")
                 for m, n in enumerate(t.cost.forward_tokens):
                     ran[m] += n
+                flops += t.cost.total_flops
         seconds = time.perf_counter() - begin
         for s in work.sequences:
             for m, n in enumerate(_seen(s, k)):
                 pairs[m] += span_pairs(0, n)
         saved = [int(h[0]) for h in self.hits]
         extra: dict[str, Any] = {"iterations": engine.iterations - before, "cached_tokens": saved}
-        extra |= {"passes": list(self.passes), "kv_bytes_peak": kv_peak}
+        extra |= {"passes": list(self.passes), "shared_passes": self.shared_passes, "kv_bytes_peak": kv_peak}
         extra |= _phases(phases, profiling.seconds(), seconds, str(engine.models[0].device))
         return Outcome(
             seconds,
             tokens,
             steps,
-            [a - b for a, b in zip(ran, saved, strict=True)],
-            [a - h[1] for a, h in zip(pairs, self.hits, strict=True)],
+            [a - b for a, b in zip(ran, saved, strict=False)],
+            [a - h[1] for a, h in zip(pairs, self.hits, strict=False)],
+            flops - self.hit_flops,
             extra,
         )
 
     def _kv_bytes(self) -> int:
         """Bytes of the pages that running sequences hold, shared ones once; the prefix cache's own are not counted."""
         kv = self.engine.kv
-        pages = (np.unique(_held(kv.table[m], kv.num_pages[m])).size for m in range(len(self.passes)))
+        pages = (np.unique(_held(kv.table[c], kv.num_pages[c])).size for c in range(kv.num_parts))
         return sum(n * size for n, size in zip(pages, kv.page_bytes, strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,21 @@ def test_the_floor_is_the_larger_need() -> None:
     assert least["seconds"] == max(least["flops"], least["bytes"]) / 1e9
     twice = Workload("w", work.sequences * 2, 2)  # a batch reads the weights once
     assert measure.floor(twice, CONFIGS, 4, CEILING)["bytes"] < 1.1 * least["bytes"]
+
+
+def test_the_floor_counts_shared_layers_once() -> None:
+    large = CONFIGS[1]
+    small = replace(large, num_layers=large.num_layers - 1)
+    p, layer = small.num_layers, measure.layer_params(large)
+    work = Workload("w", [Sequence([1] * 4, [(1, 3), (0, 5), (1, 2)], 0)], 1)
+    least = measure.floor(work, [small, large], 4, CEILING, p)
+    both = measure.layers_flops(large, large.num_layers, 13, 13 * 14 / 2)
+    rest = large.num_params - large.num_layers * layer
+    assert least["flops"] == pytest.approx(both + 2 * rest * (13 + 5))
+    context = sum(range(5, 8)) + sum(range(13, 15)), sum(range(8, 13))
+    kv = context[0] * large.kv_bytes_per_token(4) + context[1] * small.kv_bytes_per_token(4)
+    weights = 10 * p * layer + 5 * (large.num_params - p * layer) + 5 * (small.num_params - p * layer)
+    assert least["bytes"] == pytest.approx(4 * weights + kv)
 
 
 def test_plain_figures() -> None:
