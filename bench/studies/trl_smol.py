@@ -45,7 +45,7 @@ RESULT = Path(__file__).parents[1] / "results" / "trl_smol.json"
 LINES, PER_QUERY, HELD_OUT_QUERIES = 4, 3, 10
 RUBRIC = RubricConfig(
     rubricor="smol", judge="smol", trainer="trl", rounds=1, max_criteria=3, max_tokens=72, batch_size=4, group_size=4,
-    sft_steps=36, sft_lr=3e-4, steps=3, judge_lr=2e-5, rubricor_lr=2e-5,
+    sft_steps=48, sft_lr=1e-4, steps=3, judge_lr=2e-5, rubricor_lr=2e-5,
 )  # fmt: skip
 TRL = TrlConfig(micro_batch=8, checkpoint_every=6)
 
