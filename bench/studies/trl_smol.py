@@ -112,11 +112,10 @@ def train(root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rollouts(root: Path, repeats: int = 3) -> dict[str, Any]:
-    """Seconds for the rubrics of one update, interleaved; both write `max_tokens` tokens a sample or stop at EOS."""
-    where = root / "rubricor"
-    rubricor = Rubricor.load(where if where.is_dir() else smol.ensure())
-    prompts = sorted({p.prompt for p in nano_pairs(root)})[: RUBRIC.batch_size]
+def rollouts(root: Path, queries: int = 2, repeats: int = 2) -> dict[str, Any]:
+    """CPU seconds for groups of rubrics, interleaved: the untrained model writes on to the cap, or stops at EOS."""
+    rubricor = Rubricor.load(smol.ensure())
+    prompts = sorted({p.prompt for p in nano_pairs(root)})[:queries]
     ids = [rubricor.encoder.rubricor(p) for p in prompts for _ in range(RUBRIC.group_size)]
     with tempfile.TemporaryDirectory() as scratch:
         twin = load_actor(rubricor.model, Path(scratch), TRL).eval()
