@@ -42,7 +42,7 @@ def _segment_of(tile, cu, n, BLOCK_Q: tl.constexpr):
 def _attend(
     q, k_pages, v_pages, table, low, high, last_seen, kv_head, scale, pages, page_size,
     k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_KV: tl.constexpr,
+    D: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_KV: tl.constexpr,
 ):  # fmt: skip
     """q [BM, BD] to tokens [low, high) of one page table: (output [BM, BD], log2 of the sum of exponentials [BM])."""
     d = tl.arange(0, BLOCK_D)
@@ -58,6 +58,8 @@ def _attend(
         k = tl.load(k_pages + k_at[None, :] + d[:, None] * k_dim, mask=real[None, :] & (d < D)[:, None], other=0.0)
         s = tl.dot(q, k, input_precision="tf32x3") * scale
         s = tl.where(real[None, :] & (at[None, :] <= last_seen[:, None]), s, float("-inf"))
+        if WINDOW > 0:
+            s = tl.where(at[None, :] > last_seen[:, None] - WINDOW, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(s - base[:, None])
@@ -107,7 +109,8 @@ def prefix_attention_kernel(
         out, lse = _attend(
             tl.load(q + at, mask=inside, other=0.0), k_pages, v_pages, table, split * span,
             tl.minimum((split + 1) * span, length), tl.zeros([BLOCK_M], tl.int64) + length, kv_head, scale, pages,
-            page_size, k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim, D, BLOCK_M, BLOCK_D, BLOCK_KV,
+            page_size, k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim,
+            D, 0, BLOCK_M, BLOCK_D, BLOCK_KV,
         )  # fmt: skip
         share = (FIRST + split).to(tl.int64) * n_tokens * HEADS
         tl.store(partial + share * D + at, out, mask=inside)
@@ -119,7 +122,8 @@ def paged_attention_kernel(
     q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, group_of, lengths, output, partial, partial_lse, arrived,
     n_tokens, n_sequences, table_width, scale, pages, page_size,
     k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim,
-    HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, SHARES: tl.constexpr,
+    HEADS: tl.constexpr, RATIO: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_KV: tl.constexpr,
 ):  # fmt: skip
     """Shares 0..SPLITS: a sequence's own tokens; the last to arrive joins SHARES, those of its prefix included."""
@@ -142,12 +146,15 @@ def paged_attention_kernel(
             if group >= 0:
                 low = tl.load(lengths + group)
         position = context - stop + token
+        if WINDOW > 0:  # no query of this tile sees less
+            low = tl.maximum(low, context - stop + start + first - WINDOW + 1)
         high = tl.minimum(context - stop + tl.minimum(start + first + BLOCK_Q, stop), table_width * page_size)
         span = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), SPLITS), BLOCK_KV) * BLOCK_KV
         out, lse = _attend(
             tl.load(q + at, mask=inside, other=0.0), k_pages, v_pages, page_table + seq.to(tl.int64) * table_width,
             low + split * span, tl.minimum(low + (split + 1) * span, high), position, kv_head, scale, pages,
-            page_size, k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim, D, BLOCK_M, BLOCK_D, BLOCK_KV,
+            page_size, k_page, k_token, k_head, k_dim, v_page, v_token, v_head, v_dim,
+            D, WINDOW, BLOCK_M, BLOCK_D, BLOCK_KV,
         )  # fmt: skip
         if SHARES == 1:
             tl.store(output + at, out.to(output.dtype.element_ty), mask=inside)
@@ -207,7 +214,7 @@ def tiles(
     block_kv = 16 if wide and block_d >= 128 else 32 if wide or block_d > 128 else 64
     if block_m == 16 and block_d == 128:
         block_kv = min(block_kv, 32)
-    heavy = block_m * block_d >= (4096 if wide else 8192)
+    heavy = block_m * block_d >= (4096 if wide or block_d > 128 else 8192)
     count = tokens // block_q + segments
     splits = 1
     while 2 * splits <= _MAX_SPLITS and 2 * splits * count * kv_heads <= _PROGRAMS and 128 * splits < context:
@@ -254,8 +261,9 @@ def paged_attention(
     cu_seqlens: torch.Tensor,
     groups: Any = None,
     prefix: Any = None,
+    window: int = 0,
 ) -> torch.Tensor:
-    """`roro_fast.ops.paged_attention`; `groups` is for the reference only."""
+    """`roro_fast.ops.paged_attention`; `groups` is for the reference only. `prefix` and `window` do not go together."""
     device, i64 = q.device, torch.int64
     if q.ndim != 3 or k_pages.ndim != 4 or k_pages.shape != v_pages.shape or q.shape[2] != k_pages.shape[3]:
         shapes = [list(x.shape) for x in (q, k_pages, v_pages)]
@@ -276,7 +284,8 @@ def paged_attention(
     if n_tokens == 0:
         return out
     ratio, width, wide = heads // kv_heads, page_table.shape[1], q.dtype == torch.float32
-    own = tiles(n_tokens, n, n_tokens / n, kv_heads, ratio, dim, width * page_size, wide)
+    longest = min(width * page_size, window + -(-n_tokens // n)) if window else width * page_size
+    own = tiles(n_tokens, n, n_tokens / n, kv_heads, ratio, dim, longest, wide)
     shared, shares, group_of, lengths = None, own.splits, None, None
     if prefix is not None and len(prefix[2]):
         members = checks.index("prefix.members", prefix[0], n, device)
@@ -308,7 +317,7 @@ def paged_attention(
         paged_attention_kernel[t.tiles, kv_heads, t.splits](
             q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, group_of, lengths, out, partial, partial_lse,
             counters(t.tiles * kv_heads, device), n_tokens, n, width, scale, *pool,
-            HEADS=heads, RATIO=ratio, D=dim, SPLITS=t.splits, SHARES=shares,
+            HEADS=heads, RATIO=ratio, D=dim, WINDOW=window, SPLITS=t.splits, SHARES=shares,
             BLOCK_M=t.block_m, BLOCK_Q=t.block_q, BLOCK_D=t.block_d, BLOCK_KV=t.block_kv,
             num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
@@ -326,7 +335,20 @@ def _check_values(table: torch.Tensor, lens: torch.Tensor, cu: torch.Tensor, pag
         raise ConfigError(f"page_table: a page is outside 0..{pages - 1}")
 
 
-def _aot(dtype: str, dim: int, ratio: int, decode: bool, prefix: bool) -> list[AotSpec]:
+def windowed_attention(
+    q: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    kv_lens: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    groups: Any,
+    window: int,
+) -> torch.Tensor:
+    return paged_attention(q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, None, None, window)
+
+
+def _aot(dtype: str, dim: int, ratio: int, decode: bool, prefix: bool, window: int = 0) -> list[AotSpec]:
     heads, page = 8 * ratio, {"page_size": "i32:16", "pages": "i32", "table_width": "i32", "scale": "fp32"}
     strides = {f"{p}_{d}": "i32:16" for p in "kv" for d in ("page", "token", "head")}
     pools = {"q": f"*{dtype}:16", "k_pages": f"*{dtype}:16", "v_pages": f"*{dtype}:16"}
@@ -336,9 +358,9 @@ def _aot(dtype: str, dim: int, ratio: int, decode: bool, prefix: bool) -> list[A
     tokens = 32 if decode else 2048
     t = tiles(tokens, 32, tokens / 32, 8, ratio, dim, 4096, dtype == "fp32")
     meta: dict[str, Any] = {"k_dim": 1, "v_dim": 1, "HEADS": heads, "RATIO": ratio, "D": dim}
-    name = f"{dtype} D={dim} ratio={ratio} {'decode' if decode else 'prefill'}"
+    name = f"{dtype} D={dim} ratio={ratio} {'decode' if decode else 'prefill'}" + f" window={window}" * (window > 0)
     main_args = common | {"kv_lens": "*i64:16", "output": f"*{dtype}:16", "arrived": "*i32:16", "n_sequences": "i32"}
-    main_meta = meta | {"SPLITS": t.splits, "SHARES": t.splits + 4 * prefix}
+    main_meta = meta | {"WINDOW": window, "SPLITS": t.splits, "SHARES": t.splits + 4 * prefix}
     if prefix:
         main_args |= {"group_of": "*i64:16"}
     else:
@@ -361,10 +383,11 @@ def _aot(dtype: str, dim: int, ratio: int, decode: bool, prefix: bool) -> list[A
 
 AOT = [
     spec
-    for dtype, dim, ratio, decode, prefix in (
+    for dtype, dim, ratio, decode, prefix, *window in (
         ("bf16", 128, 4, True, True), ("bf16", 128, 4, False, True), ("bf16", 64, 8, True, False),
         ("bf16", 80, 1, True, False), ("bf16", 64, 1, False, False), ("fp32", 128, 2, True, True),
-        ("fp32", 64, 2, False, False), ("fp16", 64, 3, True, False),
+        ("fp32", 64, 2, False, False), ("fp16", 64, 3, True, False), ("bf16", 256, 4, True, False, 512),
+        ("bf16", 256, 4, False, False, 512),
     )
-    for spec in _aot(dtype, dim, ratio, decode, prefix)
+    for spec in _aot(dtype, dim, ratio, decode, prefix, *window)
 ]  # fmt: skip

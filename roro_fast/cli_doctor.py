@@ -216,30 +216,39 @@ _BACKENDS: dict[str, Callable[[], tuple[bool, str]]] = {
 
 
 def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
-    """Can these models be one pool: configs, weights present, tokenizer shared, delimiter, context, FLOPs ratio."""
+    """Can these models be one pool: configs, weights, delimiter, tokenizers and their kinds, FLOPs ratio.
+
+    Of a model on the hub only the config and the tokenizer are fetched.
+    """
     from roro_fast.models.delimiter import StepBoundary
     from roro_fast.models.loading import load_config
-    from roro_fast.train.setup import fingerprint, load_tokenizer, model_files
+    from roro_fast.train.setup import distinct, load_tokenizer, model_files, pool_tokenizers, published
 
     flops: list[float] = []
-    prints: list[str] = []
+    known: dict[str, Path] = {}
+    families: list[str] = []
     for name in names:
         try:
-            files = model_files(name, "doctor")
+            files = model_files(name, "doctor", weights=False)
             c = load_config(files.weights)
             tokenizer = load_tokenizer(files.tokenizer, "doctor")
         except RoroError as e:
             yield Finding("models", name, "fault", str(e))
             continue
         flops.append(c.forward_flops(1, 1))
-        prints.append(fingerprint(tokenizer))
-        weights = any(files.weights.glob("*.safetensors"))
+        known[name] = files.tokenizer
+        families.append(c.family)
         detail = (
             "LoRA adapter on " * (files.path != files.weights)
             + f"{c.family}, {c.num_params:,} parameters, {c.num_layers} layers, context {c.max_position}"
         )
-        detail += f", {c.forward_flops(1, 1):.3g} FLOPs/token" + ("" if weights else "; no safetensors weights")
-        yield Finding("models", name, "ok" if weights else "fault", detail)
+        detail += (
+            f" (windows of {max(c.windows, default=0)})" * any(c.windows) + f", {c.forward_flops(1, 1):.3g} FLOPs/token"
+        )
+        here = any(files.weights.glob("*.safetensors"))
+        on_hub = here or published(name)
+        detail += "" if here else "; weights not here yet, a run fetches them" if on_hub else "; no safetensors weights"
+        yield Finding("models", name, "ok" if on_hub else "fault", detail)
         try:
             ends = StepBoundary(tokenizer, delimiter)
             alone = int((ends.table[0] == ends.closed).sum())
@@ -250,10 +259,17 @@ def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
             yield Finding("models", f"{name} delimiter", "fault", str(e))
     if len(names) < 2:
         yield Finding("models", "pool", "absent", "one model only; routing needs at least two")
-    elif len(prints) == len(names):
-        same = len(set(prints)) == 1
-        detail = "one tokenizer for all" if same else "tokenizers differ: token ids cannot be handed over between them"
-        yield Finding("models", "tokenizer", "ok" if same else "fault", detail)
+    elif len(families) == len(names):
+        try:
+            found = pool_tokenizers([known[n] for n in names], "doctor")
+            kinds = distinct(found)
+            groups = [" + ".join(n for n, t in zip(names, found, strict=True) if t is kind) for kind in kinds]
+            detail = f"{len(kinds)} tokenizers ({'; '.join(groups)}): each step is tokenised again for the others"
+            yield Finding("models", "tokenizer", "ok", detail if len(kinds) > 1 else "one tokenizer for all")
+        except RoroError as e:
+            yield Finding("models", "tokenizer", "fault", str(e))
+        same = "one family" if len(set(families)) == 1 else "across families"
+        yield Finding("models", "families", "ok", f"{', '.join(families)}: {same}")
         ratio = flops[-1] / flops[0]
         detail = f"the last costs {ratio:.2f}x the first per token"
         if ratio > 1:

@@ -8,13 +8,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from roro_fast.cli import app
 from roro_fast.cli_doctor import VARIABLES
 from roro_fast.runs import RunDirectory
+from tests.models.test_decoder import gemma3
 from tests.processes import interrupt, spawn
-from tests.tiny import overrides, save_pair, save_tiny
+from tests.tiny import overrides, save_pair, save_random, save_tiny
+from tests.two_tokenizers import byte_fallback, byte_level
 
 ROLLOUT = ["task.n_train=120", "collect.n_queries=120", "collect.arms=[all_small, all_large]"]
 
@@ -93,7 +96,47 @@ def test_doctor_finds_the_faults_of_a_pool(pair, tmp_path):
     code, found = doctor(pair[0], other, tmp_path / "gone")
     assert code == 1 and found["models", str(tmp_path / "gone")]["status"] == "fault"
     code, found = doctor(pair[0], other)
-    assert code == 1 and "differ" in found["models", "tokenizer"]["detail"]
+    assert code == 1 and "different tokenizers" in found["models", "tokenizer"]["detail"]
+
+
+def test_doctor_names_tokenizers_and_families(pair, tmp_path):
+    small = save_random(tmp_path / "small", len(byte_level()), 0, hidden=16, layers=1, seed=1, context=256)
+    gemma = gemma3(vocab_size=len(byte_fallback()), hidden_size=64, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(gemma).save_pretrained(large := tmp_path / "large")
+    byte_level().save_pretrained(small)
+    byte_fallback().save_pretrained(large)
+    code, found = doctor(small, large)
+    assert code == 0, found
+    detail = found["models", "tokenizer"]["detail"]
+    assert detail.startswith(f"2 tokenizers ({small}; {large})") and "tokenised again" in detail
+    assert found["models", "families"]["detail"] == "qwen3, gemma3_text: across families"
+    assert "windows of 8" in found["models", str(large)]["detail"]
+    spec = json.loads((large / "config.json").read_text()) | {"model_type": "mamba"}
+    (large / "config.json").write_text(json.dumps(spec))
+    code, found = doctor(small, large)
+    detail = found["models", str(large)]["detail"]
+    assert code == 1 and all(word in detail for word in ("'mamba'", "llama", "qwen2", "qwen3", "gemma3_text"))
+
+
+def test_doctor_asks_a_hub_for_no_weights(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(name, allow_patterns):
+        asked.extend(allow_patterns)
+        path = save_tiny(tmp_path / name.partition("/")[2], hidden=16 if name == "some/small" else 32)
+        (path / "model.safetensors").unlink()
+        return str(path)
+
+    def listed(name):
+        return ["config.json", "pytorch_model.bin" if name == "some/pickled" else "model.safetensors"]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
+    code, found = doctor("some/small", "some/large")
+    assert code == 0 and "*.safetensors" not in asked
+    assert "a run fetches them" in found["models", "some/large"]["detail"]
+    code, found = doctor("some/small", "some/pickled")
+    assert code == 1 and "no safetensors weights" in found["models", "some/pickled"]["detail"]
 
 
 def test_doctor_table_is_readable():

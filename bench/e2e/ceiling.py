@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +14,21 @@ def read_bandwidth(device: str) -> float:
     megabytes = 512 if device == "cpu" else 4096
     x = torch.ones(megabytes << 18, dtype=torch.float32, device=device)
     return x.numel() * 4 / _best(lambda: x.sum(), device, 8)
+
+
+class Reader:
+    """Bytes per second that `threads` CPU threads read now: the median of a few sums of the same large buffer."""
+
+    def __init__(self, threads: int, megabytes: int = 512, sums: int = 8) -> None:
+        self.x, self.threads, self.sums = torch.ones(megabytes << 18, dtype=torch.float32), threads, sums
+
+    def __call__(self) -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.x.numel() * 4 / statistics.median(_times(self.x.sum, "cpu", self.sums))
+        finally:
+            torch.set_num_threads(before)
 
 
 def matmul_flops(device: str, dtype: torch.dtype) -> float:
@@ -30,12 +47,16 @@ def measure(device: str, dtype: torch.dtype, threads: int) -> dict[str, float]:
         torch.set_num_threads(before)
 
 
-def _best(call: object, device: str, repeats: int) -> float:
+def _best(call: Callable[[], object], device: str, repeats: int) -> float:
+    return min(_times(call, device, repeats))
+
+
+def _times(call: Callable[[], object], device: str, repeats: int) -> list[float]:
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        call()  # type: ignore[operator]
+        call()
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    return min(times)
+    return times

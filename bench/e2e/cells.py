@@ -17,11 +17,15 @@ PLAIN_PROMPT, PREFILL, WARM_TOKENS, BATCH = 80, 800, 20, 32
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload, with fresh prompts every round so that no prefix cache knows them. `kind`: "routed" or "plain"."""
+    """One workload, with fresh prompts every round so that no prefix cache knows them. `kind`: "routed" or "plain".
+
+    `reads`: it does little but read weights, so the read bandwidth is measured right before and after each run.
+    """
 
     name: str
     kind: str
     make: Callable[[int], Workload]  # takes the round
+    reads: bool = False
 
 
 class Prompts:
@@ -92,7 +96,7 @@ def plain_cells(prompts: Prompts, num_models: int, new: int) -> list[Cell]:
             ids = [prompts.draw((round_ * 31 + salt) * 7919 + i, prompt) for i in range(n)]
             return workload.plain(name, ids, new_tokens=tokens, model=num_models - 1, num_models=num_models)
 
-        return Cell(name, "plain", make)
+        return Cell(name, "plain", make, reads=name == "decode_1")
 
     return [
         cell("start_1", 1, PLAIN_PROMPT, 1, 1),

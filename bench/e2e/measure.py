@@ -34,6 +34,7 @@ class Run:
     outcome: dict[str, Any]
     peak_rss: int
     peak_device: int = 0
+    bandwidth: float = 0.0  # bytes read per second right before and after it, 0: not measured
 
     @property
     def seconds(self) -> float:
@@ -47,12 +48,19 @@ class Run:
 class Bench:
     """`runs[cell][engine]` collects one Run per round. An engine that takes one sequence after another is given as many
     as fit `slow_seconds`, at least one: its rate does not depend on how many there are. Where the warm-up of a cell
-    takes an engine more than `cell_seconds` it is not repeated: that one run is what counts."""
+    takes an engine more than `cell_seconds` it is not repeated: that one run is what counts. `bandwidth` is called
+    around each run of a cell that reads."""
 
     def __init__(
-        self, engines: list[Engine], slow_seconds: float, cell_seconds: float, say: Callable[[str], None]
+        self,
+        engines: list[Engine],
+        slow_seconds: float,
+        cell_seconds: float,
+        say: Callable[[str], None],
+        bandwidth: Callable[[], float] | None = None,
     ) -> None:
         self.engines, self.slow_seconds, self.cell_seconds, self.say = engines, slow_seconds, cell_seconds, say
+        self.bandwidth = bandwidth
         self.runs: dict[str, dict[str, list[Run]]] = {}
         self.once_only: set[tuple[str, str]] = set()
 
@@ -90,9 +98,13 @@ class Bench:
                 if (cell.name, engine.name) in self.once_only:
                     continue
                 begin = time.perf_counter()
+                read = self.bandwidth if cell.reads else None
+                before = read() if read else 0.0
                 run = self.once(engine, work)
                 if run is None:
                     continue
+                if read:
+                    run.bandwidth = (before + read()) / 2
                 out.setdefault(cell.name, {})[engine.name] = run
                 if not keep and run.seconds > self.cell_seconds:
                     self.once_only.add((cell.name, engine.name))

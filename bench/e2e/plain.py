@@ -28,11 +28,27 @@ def figures(runs: dict[str, dict[str, list[Run]]], name: str) -> dict[str, float
     return out
 
 
+def bandwidth_fractions(runs: dict[str, dict[str, list[Run]]], weights: int, limit: float) -> dict[str, float]:
+    """Per engine the median over decode_1's runs of tokens/s times `weights` bytes over the bandwidth around the run.
+
+    `limit` bytes per second serve where none was measured around it.
+    """
+    out: dict[str, float] = {}
+    for name, decodes in runs.get("decode_1", {}).items():
+        if not runs.get("start_1", {}).get(name):
+            continue
+        start = statistics.median(r.seconds for r in runs["start_1"][name])
+        out[name] = statistics.median(
+            (r.work.new_tokens - 1) / max(r.seconds - start, 1e-9) * weights / (r.bandwidth or limit) for r in decodes
+        )
+    return out
+
+
 def summary(
     runs: dict[str, dict[str, list[Run]]], config: DecoderConfig, itemsize: int, ceiling: dict[str, float]
 ) -> dict[str, Any]:
     """{"engines": figures per engine, "best_peer": per figure, "bandwidth_fraction": decode_1's share of reading the
-    weights once per token}."""
+    weights once per token at the bandwidth measured around each run, "bandwidth_around": its median}."""
     names = [name for name in CATALOGUE if any(name in by for by in runs.values())]
     engines = {name: {k: round(v, 3) for k, v in figures(runs, name).items()} for name in names}
     best: dict[str, Any] = {}
@@ -45,7 +61,9 @@ def summary(
             ratio = mine / peers[who] if figure in HIGHER else peers[who] / mine
             best[figure] = {"peer": who, "its": peers[who], "ours": mine, "ours_is_faster_by": round(ratio, 3)}
     weights = config.num_params * itemsize
-    limit = ceiling["bytes_per_second"] / weights
+    limit = ceiling["bytes_per_second"]
+    fractions = bandwidth_fractions(runs, weights, limit)
+    around = [r.bandwidth or limit for by in runs.get("decode_1", {}).values() for r in by]
     return {
         "units": {
             "decode_1": "tokens/s",
@@ -55,6 +73,7 @@ def summary(
         },
         "engines": engines,
         "best_peer": best,
-        "bandwidth_limit_decode_1": round(limit, 2),
-        "bandwidth_fraction": {n: round(f["decode_1"] / limit, 4) for n, f in engines.items() if "decode_1" in f},
+        "bandwidth_limit_decode_1": round(limit / weights, 2),
+        "bandwidth_around": statistics.median(around) if around else None,
+        "bandwidth_fraction": {n: round(fractions[n], 4) for n in names if n in fractions},
     }

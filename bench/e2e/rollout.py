@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if unknown:
         raise SystemExit(f"--engines: unknown {sorted(unknown)}; there are {', '.join(CATALOGUE)}")
     engines, absent = start(names, pool)
-    bench = Bench(engines, args.slow_seconds, args.cell_seconds, say)
+    reader = ceiling.Reader(args.threads) if args.device == "cpu" and plains else None
+    bench = Bench(engines, args.slow_seconds, args.cell_seconds, say, reader)
     try:
         warm = bench.round(everything[:1], 0, keep=False)
         gate = Gate(pair, args.dtype, args.device, args.threads)

@@ -45,7 +45,7 @@ RESULT = Path(__file__).parents[1] / "results" / "trl_smol.json"
 LINES, PER_QUERY, HELD_OUT_QUERIES = 4, 3, 10
 RUBRIC = RubricConfig(
     rubricor="smol", judge="smol", trainer="trl", rounds=1, max_criteria=3, max_tokens=72, batch_size=4, group_size=4,
-    sft_steps=36, sft_lr=3e-4, steps=3, judge_lr=2e-5, rubricor_lr=2e-5,
+    sft_steps=48, sft_lr=1e-4, steps=3, judge_lr=2e-5, rubricor_lr=2e-5,
 )  # fmt: skip
 TRL = TrlConfig(micro_batch=8, checkpoint_every=6)
 
@@ -112,11 +112,10 @@ def train(root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rollouts(root: Path, repeats: int = 3) -> dict[str, Any]:
-    """Seconds for the rubrics of one update, interleaved; both write `max_tokens` tokens a sample or stop at EOS."""
-    where = root / "rubricor"
-    rubricor = Rubricor.load(where if where.is_dir() else smol.ensure())
-    prompts = sorted({p.prompt for p in nano_pairs(root)})[: RUBRIC.batch_size]
+def rollouts(root: Path, queries: int = 2, repeats: int = 2) -> dict[str, Any]:
+    """CPU seconds for groups of rubrics, interleaved: the untrained model writes on to the cap, or stops at EOS."""
+    rubricor = Rubricor.load(smol.ensure())
+    prompts = sorted({p.prompt for p in nano_pairs(root)})[:queries]
     ids = [rubricor.encoder.rubricor(p) for p in prompts for _ in range(RUBRIC.group_size)]
     with tempfile.TemporaryDirectory() as scratch:
         twin = load_actor(rubricor.model, Path(scratch), TRL).eval()

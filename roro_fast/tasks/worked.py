@@ -51,7 +51,7 @@ def _chain(results: Sequence[int], start: int) -> Plan:
 
 def chain_sum(question: str) -> Plan:
     """The tens of a term, then its ones: "23 + 40 = 63", "63 + 5 = 68", "68 - 7 = 61"."""
-    (_, start), *terms = re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2])
+    (_, start), *terms = re.findall(r"([+-]?)\s*(\d+)", question.partition(":")[2] or question)
     plan: Plan = []
     for sign, term in terms:
         ones = int(term) % 10

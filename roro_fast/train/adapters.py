@@ -35,18 +35,20 @@ LOG, STATE = "train_log.jsonl", "state.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Adapter and schedule of one model: the base's `first` layers, not adapted, and its `last` ones (0: all others).
+    """Adapter and schedule of one model: the base's `first` layers, not adapted, and of the others those in `upper`.
 
+    `upper` lists numbers ("20 29"; empty: all), `init` is an adapter of the same rank to start from (empty: none).
     `batch` counts problems, `decay` is the last share of `steps`.
     """
 
-    last: int
+    upper: str
     rank: int
     alpha: int
     steps: int
     batch: int
     lr: float
     first: int = 8
+    init: str = ""
     warmup: int = 30
     decay: float = 0.3
     seed: int = 0
@@ -56,7 +58,7 @@ class Recipe:
 
     def layers(self, total: int) -> list[int]:
         """Which of the base's `total` layers the model has."""
-        return [*range(self.first), *range(max(self.first, total - self.last) if self.last else self.first, total)]
+        return [*range(self.first), *(map(int, self.upper.split()) if self.upper else range(self.first, total))]
 
     def learning_rate(self, step: int) -> float:
         """`step` counts from 0."""
@@ -68,13 +70,15 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(last=4, rank=64, alpha=64, steps=2000, batch=16, lr=1e-3),
-    "large": Recipe(last=0, rank=32, alpha=32, steps=2000, batch=8, lr=7e-4),
+    "small": Recipe("19 20 24 29", rank=32, alpha=32, steps=1000, batch=8, lr=1e-3),
+    "large": Recipe("", rank=32, alpha=32, steps=2000, batch=8, lr=7e-4),
 }
 
 
 class Trainer:
-    """One training run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `adapter/`."""
+    """One training run in one directory: `train_log.jsonl`, and as of the last checkpoint `state.safetensors` and
+    `adapter/`.
+    """
 
     def __init__(self, recipe: Recipe, out: Path, base: Path, named: str = "smol") -> None:
         from transformers import AutoTokenizer
@@ -94,6 +98,8 @@ class Trainer:
         if (out / STATE).is_file():
             self._restore()
         else:
+            if recipe.init:
+                self.model.load(Path(recipe.init))
             (out / LOG).write_text("")
 
     def train_step(self) -> float:
@@ -121,7 +127,7 @@ class Trainer:
         return {"held_out_loss": round(float(torch.cat(losses).mean()), 4), "whole": round(sum(whole) / len(whole), 4)}
 
     def run(self, until: int | None = None, checkpoint_every: int = 50, quiet: bool = False) -> None:
-        """Train up to step `until` (default: the recipe's last), checkpointing; the last step writes the adapter."""
+        """Train up to step `until` (default: the recipe's last), writing a checkpoint every so many steps."""
         r = self.recipe
         end = min(until or r.steps, r.steps)
         started = time.process_time() - self.seconds
@@ -142,8 +148,8 @@ class Trainer:
                         print(json.dumps(row), flush=True)
                 if self.step % checkpoint_every == 0 or self.step == end:
                     self.save()
-        if self.step == r.steps:
-            self.export(self.out / "adapter")
+                    log.flush()
+                    self.export(self.out / "adapter")
 
     def save(self) -> None:
         """Factors, optimiser state and counters in one file, renamed into place."""
@@ -204,11 +210,12 @@ def main() -> None:
     parser.add_argument("size", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path, required=True, help="run directory; an existing one is resumed")
     parser.add_argument("--base", type=Path, help="directory of the base model; default: fetched")
+    parser.add_argument("--until", type=int, help="stop after this step, to go on later")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
     trainer = Trainer(override(RECIPES[args.size], args.set), args.out, args.base or smol.ensure())
-    trainer.run()
+    trainer.run(args.until)
     print(f"{trainer.step} steps, {trainer.tokens} tokens, {trainer.seconds:.0f} CPU seconds -> {args.out / 'adapter'}")
 
 

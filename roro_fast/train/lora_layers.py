@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from roro_fast.errors import CheckpointError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.lora import CONFIG, WEIGHTS
 
@@ -149,6 +151,17 @@ class LoraDecoder(nn.Module):
                     prefix = f"base_model.model.model.layers.{index}.{part}.lora_"
                     yield f"{prefix}A.weight", a
                     yield f"{prefix}B.weight", b.detach()
+
+    @torch.no_grad()
+    def load(self, directory: Path) -> None:
+        """Take the factors of an exported adapter of the same rank, which may adapt further layers."""
+        path = directory / WEIGHTS
+        try:
+            tensors = load_file(path)
+            for name, t in self.named_factors():
+                t.copy_(tensors[name])
+        except (SafetensorError, OSError, KeyError, RuntimeError) as e:
+            raise CheckpointError(f"{path}: not an adapter of these layers of rank {self.rank} ({e})") from e
 
     def export(self, directory: Path, base: str, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write adapter_config.json and adapter_model.safetensors; `base` names the base model."""

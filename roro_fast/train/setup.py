@@ -81,6 +81,16 @@ def fetch(name: str, key: str = "models.paths", weights: bool = True) -> Path:
     return path
 
 
+def published(name: str) -> bool:
+    """Whether the Hugging Face hub holds safetensors of this model; False as well when it cannot be asked."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return is_hub_id(name) and any(f.endswith(".safetensors") for f in list_repo_files(name))
+    except Exception:  # no network: whatever the hub's HTTP library raises
+        return False
+
+
 class ModelFiles(NamedTuple):
     """Directories of one model: what was named, the (base) weights and config, the tokenizer."""
 

@@ -156,6 +156,25 @@ def test_plain_figures() -> None:
     assert found["bandwidth_fraction"]["hf_cached"] == pytest.approx(5 / limit, abs=1e-4)
 
 
+def test_decode_is_judged_by_the_bandwidth_around_each_run() -> None:
+    """Runs in a slow and a fast moment of the machine, at the same share of what it could read then."""
+    one = Workload("w", [Sequence([1] * 4, [(1, 1)], 0)], 1)
+    eleven = Workload("w", [Sequence([1] * 4, [(1, 11)], 0)], 1)
+    weights = CONFIGS[1].num_params * 4
+    decodes = [fake(eleven, 3.0), fake(eleven, 11.0), fake(eleven, 6.0)]
+    for run, share in zip(decodes, (0.8, 0.7, 0.6), strict=True):
+        run.bandwidth = 10 / (run.seconds - 1.0) * weights / share
+    runs = {"start_1": {"roro_fast": [fake(one, 1.0)] * 3}, "decode_1": {"roro_fast": decodes}}
+    found = plain.summary(runs, CONFIGS[1], 4, CEILING)
+    assert found["bandwidth_fraction"]["roro_fast"] == pytest.approx(0.7, abs=1e-4)
+    cells = [Cell("decode_1", "plain", lambda n: eleven, reads=True), Cell("start_1", "plain", lambda n: one)]
+    engine = Engine("roro_fast", Scripted([[[1]], [[1]]]))  # type: ignore[arg-type]
+    moments = iter((1e9, 3e9))
+    bench = measure.Bench([engine], 1, 9, lambda line: None, lambda: next(moments))
+    got = bench.round(cells, 1, keep=True)
+    assert got["decode_1"]["roro_fast"].bandwidth == 2e9 and got["start_1"]["roro_fast"].bandwidth == 0
+
+
 def test_targets_judge_only_what_was_measured() -> None:
     engines = {
         "roro_fast": {"tokens_per_second": 5.0, "forward_flops_over_least": 1.2, "extra": {"outside_forward": 0.04}},

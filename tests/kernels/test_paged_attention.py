@@ -161,3 +161,37 @@ def test_bad_input_is_one_clear_error(change, says):
     c = cases.make([(1, 40), (1, 30)], 4, 2, 16, 16)
     with pytest.raises(ConfigError, match=says):
         run(c._replace(**change(c)))
+
+
+def windowed(c: cases.Case, window: int, module: ModuleType = kernel) -> torch.Tensor:
+    module._PROGRAMS = kernel._PROGRAMS
+    return module.windowed_attention(*[x.to(HERE) for x in c.args], None, window).cpu()
+
+
+@pytest.mark.parametrize("window", [1, 16, 33, 500])
+@pytest.mark.parametrize(("shape", "size"), [("decode", 0), ("ragged", 1), ("prefill", 4)])
+def test_windows(shape, size, window):
+    for dtype in DTYPES[:: 2 if window == 33 else 3]:
+        c = cases.make(cases.SHAPES[shape], *cases.SIZES[size], dtype, window=window)
+        cases.check(c, windowed(c, window), dtype)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("last_seen[:, None] - WINDOW, s", "last_seen[:, None] - WINDOW - 1, s"),
+        ("start + first - WINDOW + 1", "start + first - WINDOW + 2"),
+        ("if WINDOW > 0:\n            s = ", "if WINDOW < 0:\n            s = "),
+    ],
+)
+def test_a_planted_fault_in_the_window_is_seen(tmp_path, right, wrong):
+    c = cases.make([(5, 100), (1, 47)], 6, 2, 8, 4, window=20)
+    cases.check(c, windowed(c, 20), torch.float32)
+    with pytest.raises(AssertionError):
+        cases.check(c, windowed(c, 20, plant(kernel, tmp_path, right, wrong)), torch.float32)
+
+
+def test_the_op_takes_a_window():
+    c = cases.make([(2, 40)], 4, 2, 16, 16, window=7)
+    got = paged_attention(*[x.to(HERE) for x in c.args], window=7, impl="triton").cpu()
+    cases.check(c, got, torch.float32)

@@ -17,6 +17,7 @@ LEGS = "Count.\n\nNow, how many legs are there in total if you have 5 spiders, 1
     ("task", "question", "text"),
     [
         ("chain_sum", SUM, "23 + 40 = 63|63 + 5 = 68|68 - 70 = -2|-2 - 0 = -2|-2 - 6 = -8|#### -8"),
+        ("chain_sum", "Calculate 10 - 3 + 11.", "10 - 3 = 7|7 + 10 = 17|17 + 1 = 18|#### 18"),
         (
             "leg_counting", LEGS,
             "5 spiders: 5 * 8 = 40|1 praying mantis: 1 * 6 = 6|2 crabs: 2 * 10 = 20|40 + 6 = 46|46 + 20 = 66|#### 66",
@@ -31,7 +32,7 @@ def test_solutions(task, question, text):
 
 def test_solutions_reach_the_packages_answers():
     task = load_task("arithmetic")
-    assert set(MIXTURES["arithmetic"]) == set(PLANS)
+    assert {p.plan for p in MIXTURES["arithmetic"]} == set(PLANS)
     for q in task.queries("train", 300):
         text = solution(q.task.removeprefix("gym:"), q.prompt)
         outcome = task.verify(q, text.replace(DELIMITER, DELIMITER + "\0").split("\0"))
@@ -60,4 +61,6 @@ def test_steps_are_judged_on_their_own(steps, flags):
 
 def test_a_mixture_verifies_steps_only_where_it_can():
     held_out = load_task("arithmetic_held_out")
-    assert all(held_out.verify(q, [f"#### {q.answer}"]).steps is None for q in held_out.queries("test", 4))
+    for q in held_out.queries("test", 8):
+        verdict = held_out.verify(q, [f"#### {q.answer}"])
+        assert verdict.correct and verdict.steps == ((False,) if q.task.endswith("/sums") else None)

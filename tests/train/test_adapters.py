@@ -22,7 +22,7 @@ from tests.tiny import save_random
 
 pytest.importorskip("reasoning_gym")
 TINY = Recipe(
-    last=0, rank=2, alpha=4, steps=8, batch=2, lr=0.01, first=1, warmup=2, decay=0.5, log_every=1, eval_every=4,
+    upper="", rank=2, alpha=4, steps=8, batch=2, lr=0.01, first=1, warmup=2, decay=0.5, log_every=1, eval_every=4,
     eval_batches=1,
 )  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_layers_below_the_first_adapted_stay_bit_for_bit(base, tmp_path):
 
 def test_a_smaller_model_of_the_same_base_takes_its_own_adapter(base, tmp_path):
     out = tmp_path / "run"
-    run = Trainer(replace(TINY, last=1, steps=2), out, base, named=str(base))
+    run = Trainer(replace(TINY, upper="2", steps=2), out, base, named=str(base))
     run.run(quiet=True)
     assert {k.split(".")[4] for k in load_file(out / "adapter" / "adapter_model.safetensors")} == {"2"}
     merged, ids = load_decoder(out / "adapter", torch.bfloat16, layers=[0, 2]), torch.arange(20)[None]
@@ -143,6 +143,16 @@ def test_a_smaller_model_of_the_same_base_takes_its_own_adapter(base, tmp_path):
     torch.testing.assert_close(got, want, atol=0.1, rtol=0.05)  # rounded to bfloat16 at other places
     record = json.loads((out / "adapter" / "train.json").read_text())
     assert record["steps"] == 2 and record["tokens"] == log_of(out / "adapter")[-1]["tokens"]
+
+
+def test_a_run_may_start_from_anothers_factors(base, tmp_path):
+    Trainer(TINY, tmp_path / "large", base).run(quiet=True)
+    start = replace(TINY, upper="2", init=str(tmp_path / "large" / "adapter"))
+    factors = dict(Trainer(start, tmp_path / "small", base).model.named_factors())
+    theirs = load_file(tmp_path / "large" / "adapter" / "adapter_model.safetensors")
+    assert factors and all(torch.equal(t.bfloat16(), theirs[k]) for k, t in factors.items())
+    with pytest.raises(CheckpointError, match=r"not an adapter of these layers of rank 3"):
+        Trainer(replace(start, rank=3), tmp_path / "other", base)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])

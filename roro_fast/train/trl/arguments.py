@@ -50,7 +50,7 @@ def shared(
 def sft(
     out: Path, config: TrlConfig, rubric: RubricConfig, device: torch.device, *, rows: int, seed: int, steps: int
 ) -> Any:
-    """SFTConfig of a warm-up on rows that are tokenised and cut to size already."""
+    """SFTConfig of a warm-up on tokenised rows; the learning rate rises for a tenth of the steps, then falls."""
     from trl import SFTConfig
 
     base = shared(out, config, device, rows=rows, most=config.micro_batch, steps=steps, lr=rubric.sft_lr, seed=seed)
@@ -58,6 +58,7 @@ def sft(
         SFTConfig(
             **base,
             lr_scheduler_type="linear",
+            warmup_steps=steps // 10,
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
             train_sampling_strategy="sequential",

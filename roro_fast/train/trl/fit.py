@@ -57,7 +57,6 @@ def fit(trainer: Any, decoder: Decoder, job: Job) -> list[dict[str, float]]:
         trainer.add_callback(TensorBoardCallback(writer))
         trainer.train(resume_from_checkpoint=last)
     sync(trainer.model, decoder)
-    decoder.requires_grad_(False)
     return [row for row in trainer.state.log_history if "loss" in row]
 
 

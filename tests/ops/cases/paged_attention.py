@@ -39,13 +39,14 @@ class Case(NamedTuple):
         return self[:6]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int = 0) -> torch.Tensor:
     """Causal attention of the last len(q) of len(k) tokens, every step in the dtype of the arguments."""
     n, context, ratio = len(q), len(k), q.shape[1] // max(k.shape[1], 1)
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(ratio, 1)) / q.shape[-1] ** 0.5
-    later = torch.arange(context) > torch.arange(context - n, context)[:, None]
+    key, at = torch.arange(context), torch.arange(context - n, context)[:, None]
+    hidden = (key > at) | (key <= at - window) if window else key > at
     return torch.einsum(
-        "hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v.repeat_interleave(ratio, 1)
+        "hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v.repeat_interleave(ratio, 1)
     )
 
 
@@ -59,6 +60,7 @@ def make(
     *,
     shared: list[tuple[int, int]] | None = None,
     seed: int = 0,
+    window: int = 0,
 ) -> Case:
     """`shared`: (sequences, pages) of groups that share a prefix, counted from the first sequence on. Whatever belongs
     to no sequence is NaN, what follows a context in its last page and unused table entries included."""
@@ -90,8 +92,8 @@ def make(
         k, v = arena[own, 1, at % page_size], arena[own, 2, at % page_size]
         q = torch.randn(n, heads, dim, generator=g).to(dtype)
         qs.append(q)
-        outs.append(attend(q.double(), k.double(), v.double()))
-        naives.append(attend(q, k, v))
+        outs.append(attend(q.double(), k.double(), v.double(), window))
+        naives.append(attend(q, k, v, window))
     empty = torch.empty(0, heads, dim)
     prefix = None
     if shared is not None:

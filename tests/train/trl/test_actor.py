@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from roro_fast.config_io import load_config
 from roro_fast.config_trl import TrlConfig
 from roro_fast.errors import ConfigError
 from roro_fast.models.loading import load_decoder
@@ -82,6 +83,23 @@ def test_what_cannot_run_is_refused_by_name(config, words):
     with pytest.raises(ConfigError, match=words):
         attention_of(config, cpu)
         liger_of(config, cpu)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rubric.trainer=trainer", r"rubric\.trainer.*native, trl"),
+        ("trl.rollouts=hf", r"trl\.rollouts.*engine, transformers, vllm"),
+        ("trl.vllm_mode=remote", r"trl\.vllm_mode.*colocate, server"),
+        ("trl.dtype=bfloat16", r"trl\.dtype.*trl\.lora_rank"),
+        ("trl.micro_batch=0", r"trl\.micro_batch.*1 or more"),
+        ("trl.lora_rank=-1", r"trl\.lora_rank.*0 or more"),
+        ("trl.vllm_memory=2", r"trl\.vllm_memory.*\[0, 1\]"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config("nano", [override])
 
 
 def test_auto_takes_what_is_there():

@@ -108,6 +108,21 @@ def test_a_cut_phase_goes_on_to_the_same_weights(pairs, judge, schooled, tmp_pat
     assert any((tmp_path / "logs" / "rubricor-1").glob("events.*"))
 
 
+def test_adapted_weights_write_the_next_rollouts(pairs, judge, schooled, monkeypatch):
+    r = Rubricor.load(schooled)
+    seen: list[torch.Tensor] = [flat(r)]
+    write = r.write
+
+    def spy(*args, **kwargs):
+        seen.append(flat(r))
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(r, "write", spy)
+    config = RubricConfig(steps=2, batch_size=8, rubricor_lr=1e-2, group_size=4, max_tokens=60)
+    TrlTrainers(replace(EXACT, lora_rank=4)).train_rubricor(r, judge, pairs, config, seed=2)
+    assert [torch.equal(a, b) for a, b in zip(seen, [*seen[1:], flat(r)], strict=True)] == [True, False, False]
+
+
 def test_generate_of_transformers_can_write_too(pairs, judge, schooled):
     config = RubricConfig(steps=1, batch_size=8, rubricor_lr=1e-3, group_size=4, max_tokens=60)
     r = Rubricor.load(schooled)
