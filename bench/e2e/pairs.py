@@ -51,7 +51,8 @@ def ensure(name: str, num_models: int = 2, wheel: Path | None = None) -> Pair:
         from bench.e2e import random_pair
 
         specs = random_pair.SIZES[name][:num_models]
-        return Pair(name, [random_pair.config_of(s) for s in specs], random=specs)
+        shared = specs[0]["num_hidden_layers"] if name == "tiny" else 0  # equal names and shapes are equal weights
+        return Pair(name, [random_pair.config_of(s) for s in specs], random=specs, shared=shared)
     raise SystemExit(f"pair: {name!r}; use nano, smol, tiny or qwen3")
 
 

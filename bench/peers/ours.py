@@ -89,15 +89,17 @@ class Ours(Peer):
             max_model_len=pool.max_len,
             share_layers=self.share_layers,
         )
-        # Prompt tokens and pairs that the prefix cache saved: per model, and last in the layers they share.
-        self.hits = [[0, 0.0] for _ in range(len(models) + 1)]
+        self.hits = [[0, 0.0] for _ in models]  # prompt tokens and pairs that the prefix cache saved, per model
+        self.shared_hits: dict[int, int] = {}  # such tokens in the layers that all models share, per sequence
         self.hit_flops = 0.0
         slots = self.engine.slots
         charge = slots.charge_cached
 
         def charged(c: int, s: int, n: int) -> None:
-            self.hits[c][0] += n
-            self.hits[c][1] += span_pairs(0, n)
+            if c < len(models):
+                self._hit(c, n)
+            elif (r := slots.request[s]) is not None:
+                self.shared_hits[r.tag["at"]] = n
             before = slots.flops[s]
             charge(c, s, n)
             self.hit_flops += slots.flops[s] - before
@@ -135,6 +137,8 @@ class Ours(Peer):
             h[:] = [0, 0.0]
         self.passes[:] = [0] * k
         self.shared_passes, self.hit_flops = 0, 0.0
+        self.shared_hits.clear()
+        nothing_else = [m for m in range(k) if engine.kv.home(m) != m]
         kv_peak = 0
         before, rows = engine.iterations, {i: request(i, s) for i, s in enumerate(work.sequences)}
         tokens: list[list[int]] = [[] for _ in rows]
@@ -162,6 +166,8 @@ class Ours(Peer):
                     raise RuntimeError(f"sequence {at}: its steps are not those of the script")
                 for m, n in enumerate(t.cost.forward_tokens):
                     ran[m] += n
+                    if n and m in nothing_else:
+                        self._hit(m, self.shared_hits.get(at, 0))
                 flops += t.cost.total_flops
         seconds = time.perf_counter() - begin
         for s in work.sequences:
@@ -175,11 +181,15 @@ class Ours(Peer):
             seconds,
             tokens,
             steps,
-            [a - b for a, b in zip(ran, saved, strict=False)],
-            [a - h[1] for a, h in zip(pairs, self.hits, strict=False)],
+            [a - b for a, b in zip(ran, saved, strict=True)],
+            [a - h[1] for a, h in zip(pairs, self.hits, strict=True)],
             flops - self.hit_flops,
             extra,
         )
+
+    def _hit(self, m: int, n: int) -> None:
+        self.hits[m][0] += n
+        self.hits[m][1] += span_pairs(0, n)
 
     def _kv_bytes(self) -> int:
         """Bytes of the pages that running sequences hold, shared ones once; the prefix cache's own are not counted."""

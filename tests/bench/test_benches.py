@@ -39,8 +39,10 @@ def test_rollout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["gate"]["roro_fast"]["ok"] and found["gate"]["roro_fast"]["equal_to_fp32"] == 1
     for row in engines.values():
         assert len(row["seconds"]) == found["rounds"] == 2
-        assert row["forward_flops_over_least"] == 1 and 0 < row["fraction_of_ceiling"] < 1
+        assert 0 < row["fraction_of_ceiling"] < 1
         assert row["step_ms_p50"] <= row["step_ms_p99"] and row["peak_rss_mb"] > 50
+    assert engines["roro_fast"]["forward_flops_over_least"] == 1, "what both models share is run once"
+    assert engines["hf_cached"]["forward_flops_over_least"] > 1.1
     assert engines["hf_cached"]["ours_over_this"] > 0 and 0 < engines["roro_fast"]["extra"]["outside_forward"] < 1
     assert set(found["plain"]["engines"]["roro_fast"]) == {"decode_1", "decode_32", "prefill", "warm"}
 
