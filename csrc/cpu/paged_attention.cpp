@@ -41,6 +41,7 @@ std::int64_t scratch_bytes(std::int64_t dim, std::int64_t rows, std::int64_t hea
 
 constexpr std::int64_t kFewRows = 16;        // up to here reading the pages is what takes the time
 constexpr std::int64_t kItemsPerThread = 4;  // enough of them to be the unit of work
+constexpr std::int64_t kMostInARow = 8;      // items that a thread takes at once, asking for the next one's keys
 
 class Packer {
  public:
@@ -148,12 +149,16 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
     bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));
   }
-  parallel_for(static_cast<std::int64_t>(units.size()), 1, threads, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t n = static_cast<std::int64_t>(units.size());
+  const std::int64_t grain = std::clamp<std::int64_t>(n / (kItemsPerThread * threads), 1, kMostInARow);
+  parallel_for(n, grain, threads, [&](std::int64_t begin, std::int64_t end) {
     char* memory = scratch(bytes);
     const TileScope tiles(half);
     for (std::int64_t i = begin; i < end; ++i) {
       const Unit& u = units[i];
-      attend(a, product, plan.segments.data(), plan.items[u.item], u.head, u.last_head, memory);
+      const bool more = i + 1 < end && units[i + 1].head == u.head && units[i + 1].last_head == u.last_head;
+      attend(a, product, plan.segments.data(), plan.items[u.item], more ? &plan.items[units[i + 1].item] : nullptr,
+             u.head, u.last_head, memory);
     }
   });
 }

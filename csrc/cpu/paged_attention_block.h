@@ -7,10 +7,10 @@
 
 constexpr int kTile = kAttentionTile;
 
-// Keys and values of one block, where they lie or staged: n rows each.
+// Keys and values of one block, where they lie or staged: n rows each of so many bytes, then zeros.
 struct TokenTile {
   const char *k[kTile], *v[kTile];
-  std::int64_t n;
+  std::int64_t n, k_bytes, v_bytes;
 };
 
 // What attend<kHalf> works with: bf16 queries, keys and values as they are, or all of them as float.
@@ -56,17 +56,30 @@ RORO_INLINE void transpose_words(const char* const* rows, std::int64_t words, fl
   if (word < words) transpose_quads<1>(rows, word, to, step);
 }
 
-// Keys as panels [depth in words][panel] of `panel` tokens; a word is a float or a pair of bf16.
-RORO_INLINE void pack_keys(const TokenTile& t, std::int64_t words, std::int64_t columns, std::int64_t panel,
-                           float* to) {
-  for (std::int64_t c = 0; c < columns; c += panel) {
-    const std::int64_t width = columns - c < panel ? columns - c : panel;
-    for (std::int64_t i = 0; i < width; i += W) transpose_words(t.k + c + i, words, to + c * words + i, width);
+// Asks for W rows from `rows[at]` on, which are read next.
+RORO_INLINE void ask_for(const char* const* rows, std::int64_t at, std::int64_t bytes) {
+  for (std::int64_t i = at; i < at + W; ++i) {
+    for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(rows[i] + b, 0, 2);
   }
 }
 
+// Keys as panels [depth in words][panel] of `panel` tokens; a word is a float or a pair of bf16. Those of the block
+// `next` are asked for on the way: all at once they would hold up the reads of this one.
+RORO_INLINE void pack_keys(const TokenTile& t, const TokenTile& next, std::int64_t words, std::int64_t columns,
+                           std::int64_t panel, float* to) {
+  for (std::int64_t c = 0; c < columns; c += panel) {
+    const std::int64_t width = columns - c < panel ? columns - c : panel;
+    for (std::int64_t i = 0; i < width; i += W) {
+      ask_for(next.k, c + i, next.k_bytes);
+      transpose_words(t.k + c + i, words, to + c * words + i, width);
+    }
+  }
+  for (std::int64_t i = columns; i < next.n; i += W) ask_for(next.k, i, next.k_bytes);
+}
+
 // Values as panels [tokens][panel] of floats.
-RORO_INLINE void pack_values(const TokenTile& t, std::int64_t columns, float* to) {
+RORO_INLINE void pack_values(const TokenTile& t, const TokenTile& next, std::int64_t columns, float* to) {
+  for (std::int64_t i = 0; i < next.n; i += W) ask_for(next.v, i, next.v_bytes);
   for (std::int64_t c = 0; c < columns; c += kPanel) {
     const std::int64_t width = columns - c < kPanel ? columns - c : kPanel;
     float* panel = to + c * kTile;
@@ -78,7 +91,9 @@ RORO_INLINE void pack_values(const TokenTile& t, std::int64_t columns, float* to
 }
 
 // Values as panels [tokens / 2][panel][2] of bf16; `tokens` is even.
-RORO_INLINE void pack_values(const TokenTile& t, std::int64_t tokens, std::int64_t columns, bf16* to) {
+RORO_INLINE void pack_values(const TokenTile& t, const TokenTile& next, std::int64_t tokens, std::int64_t columns,
+                             bf16* to) {
+  for (std::int64_t i = 0; i < next.n; i += W) ask_for(next.v, i, next.v_bytes);
   for (std::int64_t c = 0; c < columns; c += kHalfPanel) {
     const std::int64_t width = columns - c < kHalfPanel ? columns - c : kHalfPanel;
     bf16* panel = to + c * kTile;
@@ -223,20 +238,20 @@ RORO_INLINE void outputs(const Work<true>& w, HalfProductFunction product, std::
 }
 
 // Rows [first, last) over one block, of which each sees at least one token. Some rows at a time, whose scores stay in
-// the first cache, and of the block only what the last of them sees.
+// the first cache, and of the block only what the last of them sees. `next` is the block after it.
 template <bool kHalf>
 RORO_INLINE void attend_block(const Work<kHalf>& w, HalfProductFunction product, std::int64_t first, std::int64_t last,
-                              std::int64_t begin, const TokenTile& t, float scale) {
+                              std::int64_t begin, const TokenTile& t, const TokenTile& next, float scale) {
   const bool tiles = kHalf && half_product_has_tiles();
   const std::int64_t column_step = tiles ? 32 : kHalf ? 16 : W, depth_step = tiles ? 32 : kHalf ? 2 : 1;
   const std::int64_t some = tiles ? kSomeRows : kSomeRows / 24 * 24;  // in whole tiles of rows
   const std::int64_t tokens = round_up(t.n, column_step);
   if constexpr (kHalf) {
-    pack_keys(t, w.depth / 2, tokens, kHalfPanel, reinterpret_cast<float*>(w.kt));
-    pack_values(t, round_up(t.n, depth_step), w.columns, w.v);
+    pack_keys(t, next, w.depth / 2, tokens, kHalfPanel, reinterpret_cast<float*>(w.kt));
+    pack_values(t, next, round_up(t.n, depth_step), w.columns, w.v);
   } else {
-    pack_keys(t, w.depth, tokens, kPanel, w.kt);
-    pack_values(t, w.columns, w.v);
+    pack_keys(t, next, w.depth, tokens, kPanel, w.kt);
+    pack_values(t, next, w.columns, w.v);
   }
   for (std::int64_t after; first < last; first = after) {
     after = last - first < some ? last : first + some;

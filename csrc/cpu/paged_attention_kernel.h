@@ -22,6 +22,8 @@ RORO_INLINE void locate(const AttentionArgs& a, std::int64_t sequence, std::int6
   const std::int64_t* page = a.table + sequence * a.table_stride + begin / a.page_size;
   const std::int64_t k_step = a.k.token_stride * bytes_of(a.k.type), v_step = a.v.token_stride * bytes_of(a.v.type);
   t.n = n;
+  t.k_bytes = a.dim * bytes_of(a.k.type);
+  t.v_bytes = a.dim * bytes_of(a.v.type);
   std::int64_t offset = begin % a.page_size, i = 0;
   while (i < n) {
     const char *k = base(a.k, *page) + offset * k_step, *v = base(a.v, *page) + offset * v_step;
@@ -31,25 +33,6 @@ RORO_INLINE void locate(const AttentionArgs& a, std::int64_t sequence, std::int6
     ++page;
   }
   for (; i < kTile; ++i) t.k[i] = t.v[i] = kZeros;
-}
-
-// Asks for tokens [begin, end) of a sequence, which are read next.
-RORO_INLINE void prefetch(const AttentionArgs& a, const PagedTensor& p, std::int64_t sequence, std::int64_t head,
-                          std::int64_t begin, std::int64_t end) {
-  const std::int64_t step = p.token_stride * bytes_of(p.type), bytes = a.dim * bytes_of(p.type);
-  const std::int64_t* page = a.table + sequence * a.table_stride + begin / a.page_size;
-  std::int64_t offset = begin % a.page_size;
-  while (begin < end) {
-    const std::int64_t n = end - begin < a.page_size - offset ? end - begin : a.page_size - offset;
-    const char* row = static_cast<const char*>(p.data) +
-                      (*page * p.page_stride + offset * p.token_stride + head * p.head_stride) * bytes_of(p.type);
-    for (std::int64_t i = 0; i < n; ++i, row += step) {
-      for (std::int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
-    }
-    begin += n;
-    offset = 0;
-    ++page;
-  }
 }
 
 // The row as `To`, zero-padded.
@@ -162,10 +145,28 @@ RORO_INLINE void put_output(const AttentionArgs& a, const Segment& g, std::int64
   }
 }
 
-// Key heads [head, last_head) of an item: side by side, so that a page is read from end to end.
+// Tokens [from, to) of a sequence, which rows [first, last) of an item attend over.
+struct Reach {
+  std::int64_t sequence, from, to, first, last;
+};
+
+// Number i of an item: 0 is the shared prefix in whole blocks (the rest of it is in blocks that differ), then come the
+// segments' own tokens. `row`: the segment's first.
+RORO_INLINE Reach reach(const AttentionArgs& a, const Segment* segments, const AttentionItem& item, std::int64_t i,
+                        std::int64_t row) {
+  const std::int64_t whole = item.prefix / kTile * kTile, ratio = a.heads / a.kv_heads;
+  const Segment& g = segments[i ? item.first + i - 1 : item.first];
+  if (!i) return {g.sequence, 0, whole, 0, 0};
+  const std::int64_t seen = a.kv_lens[g.sequence] - (a.cu_seqlens[g.sequence + 1] - g.end);
+  return {g.sequence, whole, seen, row, row + (g.end - g.begin) * ratio};
+}
+
+// Key heads [head, last_head) of an item: side by side, so that a page is read from end to end. `after`: the item that
+// comes next, for the same heads, or nullptr.
 template <bool kHalf>
 RORO_INLINE void attend(const AttentionArgs& a, HalfProductFunction product, const Segment* segments,
-                        const AttentionItem& item, std::int64_t head, std::int64_t last_head, char* memory) {
+                        const AttentionItem& item, const AttentionItem* after, std::int64_t head,
+                        std::int64_t last_head, char* memory) {
   constexpr float kLog2E = 1.44269504f;
   Work<kHalf>* work = nullptr;
   memory = cut(work, last_head - head, memory);
@@ -175,43 +176,55 @@ RORO_INLINE void attend(const AttentionArgs& a, HalfProductFunction product, con
     work[h - head] = shared;
     memory = take_queries(a, segments, item, h, memory, work[h - head]);
   }
-  TokenTile t;
-  const auto run = [&](std::int64_t sequence, std::int64_t first, std::int64_t last, std::int64_t from,
-                       std::int64_t to) {
-    for (std::int64_t begin = from; begin < to; begin += kTile) {
+  const auto find = [&](const Reach& r, std::int64_t h, std::int64_t begin, TokenTile& t) {
+    locate(a, r.sequence, h, begin, r.to - begin < kTile ? r.to - begin : kTile, t);
+  };
+  const std::int64_t n = item.last - item.first;
+  Reach r = reach(a, segments, item, 0, 0), next;
+  r.last = work->count;
+  TokenTile tiles[2];
+  int now = 0;
+  bool found = false;  // tiles[now] is
+  for (std::int64_t i = 0; i <= n; ++i, r = next) {
+    next = i < n ? reach(a, segments, item, i + 1, i ? r.last : 0)
+           : after ? reach(a, segments, *after, after->prefix >= kTile ? 0 : 1, 0) : Reach{};
+    std::int64_t first = r.first;
+    for (std::int64_t begin = r.from; begin < r.to; begin += kTile) {
       while (work->visible[first] <= begin) ++first;
-      for (std::int64_t h = head; h < last_head; ++h) {
+      for (std::int64_t h = head; h < last_head; ++h, now ^= 1) {
+        TokenTile &t = tiles[now], &coming = tiles[now ^ 1];
+        if (!found) find(r, h, begin, t);
+        found = true;
+        if (h + 1 < last_head) {
+          find(r, h + 1, begin, coming);
+        } else if (begin + kTile < r.to) {
+          find(r, head, begin + kTile, coming);
+        } else if (next.from < next.to) {
+          find(next, head, next.from, coming);
+        } else {
+          found = false;
+          coming = t;  // which is there already
+        }
         const Work<kHalf>& w = work[h - head];
-        locate(a, sequence, h, begin, to - begin < kTile ? to - begin : kTile, t);
-        const std::int64_t next = begin + kTile, after = next + kTile < to ? next + kTile : to;
-        prefetch(a, a.k, sequence, h, next, after);
-        prefetch(a, a.v, sequence, h, next, after);
         stage_rows(t.k, t.n, a.k.type, w.dim, w.depth, w.stage_k);
         stage_rows(t.v, t.n, a.v.type, w.dim, w.columns, w.stage_v);
-        attend_block(w, product, first, last, begin, t, a.scale * kLog2E);
+        attend_block(w, product, first, r.last, begin, t, coming, a.scale * kLog2E);
       }
     }
-  };
-  const std::int64_t whole = item.prefix / kTile * kTile;  // the rest of the prefix is in blocks that differ
-  run(segments[item.first].sequence, 0, work->count, 0, whole);
-  std::int64_t row = 0;
-  for (std::int64_t s = item.first; s < item.last; ++s) {
-    const Segment& g = segments[s];
-    const std::int64_t rows = (g.end - g.begin) * (a.heads / a.kv_heads);
-    run(g.sequence, row, row + rows, whole, work->visible[row + rows - 1]);
-    for (std::int64_t h = head; h < last_head; ++h) put_output(a, g, h, work[h - head], row, rows);
-    row += rows;
+    if (!i) continue;
+    const Segment& g = segments[item.first + i - 1];
+    for (std::int64_t h = head; h < last_head; ++h) put_output(a, g, h, work[h - head], r.first, r.last - r.first);
   }
 }
 
 [[maybe_unused]] static void attend_half(const AttentionArgs& a, HalfProductFunction product, const Segment* segments,
-                                         const AttentionItem& item, std::int64_t head, std::int64_t last_head,
-                                         char* memory) {
-  attend<true>(a, product, segments, item, head, last_head, memory);
+                                         const AttentionItem& item, const AttentionItem* after, std::int64_t head,
+                                         std::int64_t last_head, char* memory) {
+  attend<true>(a, product, segments, item, after, head, last_head, memory);
 }
 
 [[maybe_unused]] static void attend_float(const AttentionArgs& a, HalfProductFunction product, const Segment* segments,
-                                          const AttentionItem& item, std::int64_t head, std::int64_t last_head,
-                                          char* memory) {
-  attend<false>(a, product, segments, item, head, last_head, memory);
+                                          const AttentionItem& item, const AttentionItem* after, std::int64_t head,
+                                          std::int64_t last_head, char* memory) {
+  attend<false>(a, product, segments, item, after, head, last_head, memory);
 }

