@@ -169,8 +169,9 @@ void linear(const LinearArgs& a, int threads) {
     chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
   }
   const auto row_at = [&](std::int64_t b) { return std::min(a.rows, part(passes, b, blocks) * kernel.rows); };
-  const auto panel_at = [&](std::int64_t c) {
-    return c == chunks ? block.panels() : part(block.panels(), c, chunks) / kEven * kEven;
+  const std::int64_t evens = block.panels() / kEven;
+  const auto panel_at = [&](std::int64_t c) {  // the larger chunks first: threads that take turns end together
+    return c == chunks ? block.panels() : (evens / chunks * c + std::min(c, evens % chunks)) * kEven;
   };
   parallel_for(blocks * chunks, 1, threads, [&](std::int64_t i, std::int64_t) {
     const std::int64_t b = i / chunks, c = i % chunks, row = row_at(b);

@@ -39,7 +39,7 @@ std::int64_t scratch_bytes(std::int64_t dim, std::int64_t rows, std::int64_t hea
   return shared + heads * own + (heads + 1) * kBuffers * 64;
 }
 
-constexpr std::int64_t kFewRows = 16;        // up to here reading the pages is what takes the time
+constexpr std::int64_t kReadRows = 16;        // up to here reading the pages is what takes the time
 constexpr std::int64_t kItemsPerThread = 4;  // enough of them to be the unit of work
 constexpr std::int64_t kMostInARow = 8;      // items that a thread takes at once, asking for the next one's keys
 
@@ -144,7 +144,7 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     for (std::int64_t s = plan.items[i].first; s < plan.items[i].last; ++s) {
       rows += (plan.segments[s].end - plan.segments[s].begin) * (a.heads / a.kv_heads);
     }
-    const std::int64_t parts = rows > kFewRows ? a.kv_heads : items < kItemsPerThread * threads ? threads : 1;
+    const std::int64_t parts = rows > kReadRows ? a.kv_heads : items < kItemsPerThread * threads ? threads : 1;
     const std::int64_t heads = (a.kv_heads + parts - 1) / parts;
     for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
     bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));

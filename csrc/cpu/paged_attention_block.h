@@ -6,6 +6,7 @@
 #include "cpu/float_product.h"
 
 constexpr int kTile = kAttentionTile;
+constexpr int kFewRows = 4;
 
 // Keys and values of one block, where they lie or staged: n rows each of so many bytes, then zeros.
 struct TokenTile {
@@ -77,9 +78,13 @@ RORO_INLINE void pack_keys(const TokenTile& t, const TokenTile& next, std::int64
   for (std::int64_t i = columns; i < next.n; i += W) ask_for(next.k, i, next.k_bytes);
 }
 
+RORO_INLINE void ask_for_values(const TokenTile& next) {
+  for (std::int64_t i = 0; i < next.n; i += W) ask_for(next.v, i, next.v_bytes);
+}
+
 // Values as panels [tokens][panel] of floats.
 RORO_INLINE void pack_values(const TokenTile& t, const TokenTile& next, std::int64_t columns, float* to) {
-  for (std::int64_t i = 0; i < next.n; i += W) ask_for(next.v, i, next.v_bytes);
+  ask_for_values(next);
   for (std::int64_t c = 0; c < columns; c += kPanel) {
     const std::int64_t width = columns - c < kPanel ? columns - c : kPanel;
     float* panel = to + c * kTile;
@@ -93,7 +98,7 @@ RORO_INLINE void pack_values(const TokenTile& t, const TokenTile& next, std::int
 // Values as panels [tokens / 2][panel][2] of bf16; `tokens` is even.
 RORO_INLINE void pack_values(const TokenTile& t, const TokenTile& next, std::int64_t tokens, std::int64_t columns,
                              bf16* to) {
-  for (std::int64_t i = 0; i < next.n; i += W) ask_for(next.v, i, next.v_bytes);
+  ask_for_values(next);
   for (std::int64_t c = 0; c < columns; c += kHalfPanel) {
     const std::int64_t width = columns - c < kHalfPanel ? columns - c : kHalfPanel;
     bf16* panel = to + c * kTile;
@@ -216,6 +221,50 @@ RORO_INLINE void scores(const Work<true>& w, HalfProductFunction product, std::i
   product({w.q_rows + first, w.depth, w.kt, columns, last - first, w.depth, w.s, kTile, true, tokens});
 }
 
+// acc[MR][NV vectors] += p[MR][depth] * values[depth], where they lie; as product_tile does it.
+template <int MR, int NV>
+RORO_INLINE void add_values(const float* const* p, const char* const* values, std::int64_t column, std::int64_t depth,
+                            float* acc, std::int64_t stride) {
+  vf c[MR][NV];
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NV; ++j) c[i][j] = load(acc + i * stride + j * W);
+  }
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const float* v = reinterpret_cast<const float*>(values[k]) + column;
+    for (int j = 0; j < NV; ++j) {
+      const vf b = load(v + j * W);
+      for (int i = 0; i < MR; ++i) c[i][j] += p[i][k] * b;
+    }
+  }
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NV; ++j) store(acc + i * stride + j * W, c[i][j]);
+  }
+}
+
+// Outputs of up to kFewRows rows: too few to be worth packing the values.
+template <int MR>
+RORO_INLINE void few_outputs(const Work<false>& w, std::int64_t first, const TokenTile& t, std::int64_t depth) {
+  float* out = w.out + first * w.columns;
+  std::int64_t c = 0;
+  for (; c + kPanel <= w.columns; c += kPanel) {
+    add_values<MR, kColumns>(w.p_rows, t.v, c, depth, out + c, w.columns);
+  }
+  for (; c < w.columns; c += W) add_values<MR, 1>(w.p_rows, t.v, c, depth, out + c, w.columns);
+}
+
+RORO_INLINE void few_outputs(const Work<false>& w, std::int64_t first, std::int64_t rows, const TokenTile& t,
+                             std::int64_t depth) {
+  switch (rows) {
+    case 1: return few_outputs<1>(w, first, t, depth);
+    case 2: return few_outputs<2>(w, first, t, depth);
+    case 3: return few_outputs<3>(w, first, t, depth);
+    case 4: return few_outputs<4>(w, first, t, depth);
+    default: return;
+  }
+}
+
+RORO_INLINE void few_outputs(const Work<true>&, std::int64_t, std::int64_t, const TokenTile&, std::int64_t) {}
+
 // Adds the weighted sums of the block's first `depth` values to the outputs of rows [first, last).
 RORO_INLINE void outputs(const Work<false>& w, HalfProductFunction, std::int64_t first, std::int64_t last,
                          std::int64_t depth) {
@@ -246,12 +295,13 @@ RORO_INLINE void attend_block(const Work<kHalf>& w, HalfProductFunction product,
   const std::int64_t column_step = tiles ? 32 : kHalf ? 16 : W, depth_step = tiles ? 32 : kHalf ? 2 : 1;
   const std::int64_t some = tiles ? kSomeRows : kSomeRows / 24 * 24;  // in whole tiles of rows
   const std::int64_t tokens = round_up(t.n, column_step);
+  const bool few = !kHalf && last - first <= kFewRows;
   if constexpr (kHalf) {
     pack_keys(t, next, w.depth / 2, tokens, kHalfPanel, reinterpret_cast<float*>(w.kt));
     pack_values(t, next, round_up(t.n, depth_step), w.columns, w.v);
   } else {
     pack_keys(t, next, w.depth, tokens, kPanel, w.kt);
-    pack_values(t, next, w.columns, w.v);
+    few ? ask_for_values(next) : pack_values(t, next, w.columns, w.v);
   }
   for (std::int64_t after; first < last; first = after) {
     after = last - first < some ? last : first + some;
@@ -265,6 +315,6 @@ RORO_INLINE void attend_block(const Work<kHalf>& w, HalfProductFunction product,
     scores(w, product, first, after, tokens, columns);
     least == kTile ? softmax<true>(w, first, after, begin, columns, scale)
                    : softmax<false>(w, first, after, begin, columns, scale);
-    outputs(w, product, first, after, round_up(n, depth_step));
+    few ? few_outputs(w, first, after - first, t, n) : outputs(w, product, first, after, round_up(n, depth_step));
   }
 }

@@ -3,8 +3,9 @@
 Each tokenizer has a track of its own: the prompt as its models expect it, then every step. The tokens that a model
 writes enter its track as they are; into the others a finished step is tokenised by itself, once, when one of their
 models next reads it. What a track holds never changes, so cached keys and values stay good. All tracks are one text,
-byte for byte (`models.token_bytes`): a character that a step's end cuts in two is spelled in bytes, a control token
-stands for no text, and the EOS that ended an answer ends every track with the EOS of its tokenizer.
+byte for byte (`models.token_bytes`): a character that a step's end cuts in two is spelled in bytes, a byte that a
+tokenizer does not know is U+FFFD in its track, a control token stands for no text, and the EOS that ended an answer
+ends every track with the EOS of its tokenizer.
 
 `Slots` holds the track of the model that runs next; the others wait here.
 """

@@ -18,18 +18,20 @@ from roro_fast.models.delimiter import special_ids
 
 _SPACE = "▁"  # SentencePiece's letter for a space; a text that holds one itself can only be spelled
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_LOST = re.compile("([\udc80-\udcff]+)")  # what is not UTF-8, as `surrogateescape` decodes it
-_LOST_OR_SPACE = re.compile(f"([\udc80-\udcff{_SPACE}]+)")
+_STRAY = "\udc80-\udcff"  # what is not UTF-8, as `surrogateescape` decodes it
+_NEEDED = {0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}  # bytes of ordinary text
+_UNKNOWN = "\ufffd".encode()
 
 
 class TokenBytes:
     """Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2), and BPE with byte fallback (Gemma, Mistral, Llama 2).
 
     Control tokens, `silent` ones and ids past the vocabulary stand for no bytes. `encode` never gives a control token,
-    puts no space or BOS in front and does not normalise: `decode(encode(data)) == data` for all bytes.
+    puts no space or BOS in front and does not normalise: `decode(encode(data)) == data`, except that a byte without a
+    token becomes U+FFFD; that may be so of control characters and of bytes that are no text (SmolLM2 lacks 21).
 
     Raises:
-        ConfigError: the tokenizer is of another kind, or has no token for some byte. `name` says whose it is.
+        ConfigError: the tokenizer is of another kind, or lacks a token for a byte of text. `name` says whose it is.
     """
 
     def __init__(self, tokenizer: Any, silent: Iterable[int] = (), name: str = "tokenizer") -> None:
@@ -41,11 +43,11 @@ class TokenBytes:
         added = {a["id"]: a["content"] for a in spec["added_tokens"]}
         self._silent = special_ids(tokenizer) | frozenset(silent)
         if "ByteLevel" in kinds:
-            self._apart = _LOST
+            apart = ""
             spelled = {letter: bytes([b]) for b, letter in _letters().items()}
             single = {bytes([b]): letter for b, letter in _letters().items()}
         elif "ByteFallback" in kinds:
-            self._apart = _LOST_OR_SPACE
+            apart = _SPACE
             spelled, single = {}, {bytes([b]): f"<0x{b:02X}>" for b in range(256)}
         else:
             raise ConfigError(
@@ -57,11 +59,17 @@ class TokenBytes:
             if i not in self._silent:
                 self._bytes[i] = added[i].encode() if i in added else _spell(token, spelled)
         vocabulary = spec["model"]["vocab"]
-        missing = [b[0] for b, token in single.items() if token not in vocabulary]
-        if missing:
-            raise ConfigError(f"{name}: has no token for byte 0x{missing[0]:02X}; it cannot share a text with another")
-        self._single = [vocabulary[single[bytes([b])]] for b in range(256)]
-        self._bytes |= {i: bytes([b]) for b, i in enumerate(self._single)}
+        missing = {b[0] for b, token in single.items() if token not in vocabulary}
+        if lacking := missing & _NEEDED:
+            raise ConfigError(
+                f"{name}: has no token for byte 0x{min(lacking):02X}; it cannot share a text with another"
+            )
+        own = {b[0]: vocabulary[token] for b, token in single.items() if b[0] not in missing}
+        self._bytes |= {i: bytes([b]) for b, i in own.items()}
+        unknown = [own[b] for b in _UNKNOWN]
+        self._single = [[own[b]] if b in own else unknown for b in range(256)]
+        controls = "".join(re.escape(chr(b)) for b in sorted(missing) if b < 0x80)
+        self._apart = re.compile(f"([{_STRAY}{apart}{controls}]+)")
         self._encoder = _plain(spec)
 
     def decode(self, ids: Iterable[int]) -> bytes:
@@ -73,7 +81,7 @@ class TokenBytes:
         for i, piece in enumerate(self._apart.split(data.decode("utf-8", "surrogateescape"))):
             raw = piece.encode("utf-8", "surrogateescape")
             ids = [] if i % 2 else self._encoder.encode(piece, add_special_tokens=False).ids
-            out += ids if self.decode(ids) == raw else [self._single[b] for b in raw]
+            out += ids if self.decode(ids) == raw else [i for b in raw for i in self._single[b]]
         return out
 
 

@@ -13,9 +13,9 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import Field, asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,17 @@ from roro_fast.models.loading import save_decoder
 from roro_fast.models.nano_data import IGNORE, Batch, make_batch
 from roro_fast.tasks.ledger import KINDS
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-R = TypeVar("R", bound="DataclassInstance")
 LOG_EVERY_STEP_UNTIL = 30
 EVAL_SEED = 1_000_003
+
+
+class HasFields(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+R = TypeVar("R", bound=HasFields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -104,3 +105,17 @@ def test_other_kinds_are_refused_by_name() -> None:
     spec = byte_fallback().backend_tokenizer.to_str().replace("<0x41>", "<0xZZ>")
     with pytest.raises(ConfigError, match="0x41"):
         TokenBytes(Tokenizer.from_str(spec))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_byte_without_a_token_becomes_the_replacement_character(kind: str) -> None:
+    """As in SmolLM2's vocabulary, which lacks control characters and bytes that no text has."""
+    spec = json.loads(MAKERS[kind]().backend_tokenizer.to_str())
+    vocabulary = spec["model"]["vocab"]
+    letters = {4: ("\u0104", "<0x04>"), 0xF1: ("\u00f1", "<0xF1>"), 0xC0: ("\u00c0", "<0xC0>")}
+    for letter in letters.values():
+        vocabulary[f"gone{letter[0]}"] = vocabulary.pop(letter[kind == "byte-fallback"])
+    codec = TokenBytes(Tokenizer.from_str(json.dumps(spec)))
+    assert codec.decode(codec.encode(b"x\x04 = 7\xc0\xc3")) == b"x\xef\xbf\xbd = 7\xef\xbf\xbd\xc3"
+    assert codec.encode(b"The answer\x04")[:2] == codec.encode(b"The answer")[:2]
+    assert b"\xef\xbf\xbd\x80" in codec.decode(codec.encode("\U00040000 é".encode()))

@@ -1,0 +1,57 @@
+"""The shipped adapters: small files that fit the preset, were trained as their records say, and answer."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from roro_fast.config_io import load_config
+from roro_fast.eval.check_smol import measure
+from roro_fast.models import lora, smol
+from roro_fast.train.adapter_data import SYSTEM
+from roro_fast.train.adapters import Recipe
+
+ASSETS = Path(str(files("roro_fast"))) / "assets" / "smol"
+SIZES = ("small", "large")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_adapters_are_small_and_fit_the_preset(size):
+    config = load_config("smol")
+    listed = config.models.layers[SIZES.index(size)] or list(range(30))
+    assert config.models.paths[SIZES.index(size)] == f"smol/{size}" and config.task.system == SYSTEM
+    directory = ASSETS / size
+    assert (directory / lora.WEIGHTS).stat().st_size <= 16_000_000
+    settings = lora.read_config(directory)
+    recipe = Recipe(**json.loads((directory / "train.json").read_text())["recipe"])
+    assert recipe.layers(30) == listed and settings["layers_to_transform"] == listed[recipe.first :]
+    assert lora.base_of(directory) == "smol" and (settings["r"], settings["lora_alpha"]) == (recipe.rank, recipe.alpha)
+    with safe_open(directory / lora.WEIGHTS, "pt") as f:
+        assert {int(name.split(".")[4]) for name in f.keys()} == set(listed[recipe.first :])  # noqa: SIM118
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_records_agree_with_the_log(size):
+    record = json.loads((ASSETS / size / "train.json").read_text())
+    rows = [json.loads(line) for line in (ASSETS / size / "train_log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == record["steps"] == record["recipe"]["steps"] and rows[-1]["tokens"] == record["tokens"]
+    assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+    assert rows[-1]["held_out_loss"] < rows[9]["held_out_loss"]
+
+
+def test_assets_are_small_and_free_of_pickle():
+    found = [p for p in ASSETS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in found) <= 25 * 2**20
+    assert {p.suffix for p in found} <= {".json", ".jsonl", ".safetensors", ".md"}
+
+
+@pytest.mark.slow
+def test_the_large_model_answers_what_the_small_one_cannot():
+    if not (smol.cache_dir() / smol.NAME / "model.safetensors").is_file():
+        pytest.skip("the smol weights are not in the cache; `python -m roro_fast.models.smol` fetches them")
+    found = measure(["task.seed=3"], "calibrate", 12, ["arithmetic"])["mixtures"]["arithmetic"]
+    assert found["large"]["accuracy"] >= 0.7 > found["small"]["accuracy"] + 0.1
