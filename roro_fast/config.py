@@ -157,13 +157,15 @@ class EngineConfig:
     """StepEngine's limits and sampling. `kv_bytes` is the byte budget of the page pool; '256MiB' is accepted too.
 
     `max_new_tokens` and `max_steps` cap one answer; `temperature` is the sampling temperature of evaluation
-    (collection and training have their own).
+    (collection and training have their own). `share_layers`: first layers that all models have in common run once for
+    all of them; answers are the same either way.
     """
 
     delimiter: str = "\n\n"
     max_num_seqs: int = 256
     kv_bytes: int = 256 << 20
     page_size: int = 16
+    share_layers: bool = True
     max_new_tokens: int = 128
     max_steps: int = 16
     temperature: float = 0.0

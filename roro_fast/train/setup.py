@@ -265,6 +265,7 @@ class Workbench:
             max_num_seqs=e.max_num_seqs,
             kv_bytes=e.kv_bytes,
             page_size=e.page_size,
+            share_layers=None if e.share_layers else False,
             projections=load_projections(p.maps, self.models, p.max_kl),
         )
 

@@ -10,7 +10,7 @@ import torch
 
 from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.inference import PagedBatch, infer
+from roro_fast.models.inference import Cut, PagedBatch, infer
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import native
 from roro_fast.ops.paged_attention import find_prefix_groups
@@ -73,6 +73,28 @@ def test_catch_up_then_decode_equals_dense(case: str, tmp_path: Path, monkeypatc
         dense = [model.dense(x[None])[0] for x in ids]
     torch.testing.assert_close(first, torch.cat([dense[0][:8], dense[1][:1], dense[2][:5]]), atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(last, torch.cat([dense[0][8:], dense[1], dense[2][5:]]), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("impl")
+def test_a_forward_cut_in_two_equals_the_whole(case: str, tmp_path: Path) -> None:
+    if case.startswith("gemma3") and os.environ["RORO_IMPL"] == "cpu":
+        pytest.skip("decoder_forward:cpu does not compute it")
+    save_random(CASES[case], tmp_path)
+    model = load_decoder(tmp_path).double() if os.environ["RORO_IMPL"] == "reference" else load_decoder(tmp_path)
+    ids, layers = tokens(LENGTHS), model.config.num_layers
+    cold, pages = empty_pages(model, 3), empty_pages(model, 3)
+    whole = batch(model, ids, [0, 0, 0], cold)
+    want, last = infer(model, whole), whole.cu_seqlens[1:] - 1
+    torch.testing.assert_close(infer(model, whole._replace(wanted=last)), want[last], atol=1e-6, rtol=1e-6)
+    for depth in range(1, layers + 1):
+        states = torch.full((len(pages), 4, model.config.hidden_size), torch.nan, dtype=model.dtype)
+        cut = Cut(depth, states, whole.slots.flip(0), True)
+        assert not len(infer(model, whole._replace(pages=pages[:, :depth], cut=cut)))
+        above = whole._replace(pages=pages[:, depth:], cut=cut._replace(below=False))
+        torch.testing.assert_close(infer(model, above), want, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(infer(model, above._replace(wanted=last)), want[last], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(pages, cold, atol=1e-6, rtol=1e-6, equal_nan=True)
 
 
 @pytest.mark.usefixtures("impl")

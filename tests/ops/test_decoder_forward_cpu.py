@@ -22,6 +22,7 @@ from tests.models.test_inference import batch, empty_pages, tokens
 from tests.ops import concurrency
 
 LENGTHS = (11, 1, 8)
+SERVED = [case for case in CASES if not case.startswith("gemma3")]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def near(got: torch.Tensor, naive: torch.Tensor, truth: torch.Tensor, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SERVED)
 def test_no_worse_than_op_by_op(
     isa: str, case: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +117,7 @@ def test_chunks_have_the_same_bits_as_one_prefill(isa: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SERVED)
 def test_a_forward_cut_in_two_has_the_bits_of_the_whole(
     isa: str, case: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
