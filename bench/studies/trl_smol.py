@@ -1,6 +1,8 @@
 """Rubricor and Judge as real language models: SmolLM2-135M-Instruct trained by TRL around our engine.
 
     python -m bench.studies.trl_smol train       # resumable; about ten CPU minutes on one AVX-512-BF16 core
+    python -m bench.studies.trl_smol majority    # afterwards: what always the same verdict would have read right
+    python -m bench.studies.trl_smol nano        # the nano reader by TRL and by the native trainer, some minutes
     python -m bench.studies.trl_smol rollouts    # our engine against `generate` of transformers, on the same weights
 
 Pairs come from the nano pair's trajectories on the built-in task, as the text that SmolLM2 reads: queries of four
@@ -37,7 +39,10 @@ from roro_fast.runs import RunDirectory
 from roro_fast.runs.meta import provenance
 from roro_fast.tasks.ledger import parse_query
 from roro_fast.train.alternate import alternate, evaluate
+from roro_fast.train.judge_training import truths
 from roro_fast.train.pipeline import PAIRS
+from roro_fast.train.setup import resolve_model
+from roro_fast.train.trainers import NATIVE, Trainers
 from roro_fast.train.trl.actor import load_actor
 from roro_fast.train.trl.trainers import TrlTrainers
 
@@ -112,6 +117,47 @@ def train(root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def nano(root: Path) -> dict[str, Any]:
+    """The nano reader by either trainer on the same pairs: held-out pair accuracy after each phase, CPU seconds."""
+    config: Config = load_config(
+        "nano", [f"run.dir={root}", "run.name=nano", "rubric.rounds=1", "rubric.sft_steps=150"]
+    )
+    run = RunDirectory.for_config(config)
+    run_stages(run, "pairs", Console(quiet=True))
+    pairs = load_pairs(run.path / PAIRS)
+    out: dict[str, Any] = {"pairs": len(pairs)}
+    made: dict[str, Trainers] = {"native": NATIVE, "trl": TrlTrainers(TrlConfig(bf16=False, micro_batch=64))}
+    for name, trainers in made.items():
+        reader = resolve_model("nano/reader")
+        judge, rubricor = Judge.load(reader), Rubricor.load(reader)
+        before = {
+            "phase": "before",
+            **evaluate(judge, rubricor, [p for p in pairs if p.split != "train"], config.rubric),
+        }
+        cpu = time.process_time()
+        result = alternate(judge, rubricor, pairs, config.rubric, trainers=trainers)
+        rows = [{k: r.get(k) for k in ("phase", "accuracy", "reading", "heldout_malformed")}
+                for r in (before, *result.history)]  # fmt: skip
+        out[name] = {"phases": rows, "cpu_s": round(time.process_time() - cpu, 1)}
+        print(name, out[name], flush=True)
+    return out
+
+
+def majority(root: Path) -> dict[str, Any]:
+    """What `reading` is to be held against: the share of the commoner verdict under the trained Rubricor's rubrics."""
+    held = [p for p in nano_pairs(root) if p.split == "heldout"]
+    rubricor = Rubricor.load(root / "rubricor")
+    prompts = sorted({p.prompt for p in held})
+    drafts = dict(zip(prompts, rubricor.write(prompts, max_new_tokens=RUBRIC.max_tokens), strict=True))
+    written = {q: d[0].rubric for q, d in drafts.items()}
+    found = [
+        t for p in held for c in (p.chosen, p.rejected) if isinstance(r := written[p.prompt], Rubric)
+        for t in truths(JudgeInput(p.prompt, c.view, r), rubricor.encoder.labels) if t is not None
+    ]  # fmt: skip
+    true = sum(found) / max(1, len(found))
+    return {"verdicts": len(found), "reading": round(max(true, 1 - true), 4)}
+
+
 def rollouts(root: Path, queries: int = 2, repeats: int = 2) -> dict[str, Any]:
     """CPU seconds for groups of rubrics, interleaved: the untrained model writes on to the cap, or stops at EOS."""
     rubricor = Rubricor.load(smol.ensure())
@@ -148,12 +194,12 @@ def rollouts(root: Path, queries: int = 2, repeats: int = 2) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "rollouts"))
+    parser.add_argument("what", choices=("train", "majority", "nano", "rollouts"))
     parser.add_argument("--root", type=Path, default=Path("runs/trl_smol"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.root.mkdir(parents=True, exist_ok=True)
-    found = {"train": train, "rollouts": rollouts}[args.what](args.root)
+    found = {"train": train, "majority": majority, "nano": nano, "rollouts": rollouts}[args.what](args.root)
     kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     write_json(RESULT, {**kept, args.what: found, "provenance": provenance()})
     print(json.dumps(found))
