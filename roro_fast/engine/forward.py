@@ -168,7 +168,8 @@ class Forward:
         table = kv.table[home, rows, : kv.pages_for(int(context.max()))]
         batch = plan(self.slots.tokens, rows, start, count, kv.table[home], kv.page_size)
         self.slots.charge(c, rows, count, context)
-        return table, context, batch, shared_prefixes(table, start, kv.page_size) if home == c else None
+        alone = home != c or len(rows) == 1
+        return table, context, batch, None if alone else shared_prefixes(table, start, kv.page_size)
 
     def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> Launched:
         slots, kv = self.slots, self.kv

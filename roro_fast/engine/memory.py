@@ -47,6 +47,9 @@ class Memory:
         kv.shared[m, known] = True
         start = kv.kv_len[m, rows]
         need = (slots.length[rows] if trunk in (None, m) else kv.kv_len[trunk, rows]) - start
+        if not keys and len(rows) <= max_tokens and (need == 1).all():
+            ok = self._reserve(m, rows, start, start + 1)
+            return (rows, start, need, {}) if ok.all() else (rows[ok], start[ok], need[ok], {})
         order = np.lexsort((slots.arrival[rows], need > 1))
         rows, start, need = rows[order], start[order], need[order]
         if trunk not in (None, m) and (need <= 0).any():  # waits for the shared layers
