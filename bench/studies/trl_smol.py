@@ -201,7 +201,7 @@ def main() -> None:
     args.root.mkdir(parents=True, exist_ok=True)
     found = {"train": train, "majority": majority, "nano": nano, "rollouts": rollouts}[args.what](args.root)
     kept = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    write_json(RESULT, {**kept, args.what: found, "provenance": provenance()})
+    write_json(RESULT, {**kept, args.what: {**found, "provenance": provenance()}})
     print(json.dumps(found))
 
 

@@ -75,9 +75,12 @@ class Forward:
         for m, model in enumerate(self.models):
             c, shared = model.config, trunk_params(model, self.depth)
             self.slots.flops_per_token[m] = 2.0 * (c.num_params - shared)
-            self.slots.flops_per_pair[m] = 4.0 * (c.num_layers - self.depth) * c.num_heads * c.head_dim
             self.slots.flops_per_token[-1] = 2.0 * shared
-            self.slots.flops_per_pair[-1] = 4.0 * self.depth * c.num_heads * c.head_dim
+            for part, layers in ((m, range(self.depth, c.num_layers)), (-1, range(self.depth))):
+                near = sum(bool(c.windows[i]) for i in layers) if c.windows else 0
+                self.slots.flops_per_pair[part] = c.flops_per_pair * (len(layers) - near)
+                self.slots.window_flops_per_pair[part] = c.flops_per_pair * near
+                self.slots.windows[part] = max(c.windows, default=0) if near else 0
 
     def name_ranges(self) -> None:
         """Look the profiler's ranges up, once: per model one for decode batches, one for those with catch-up rows."""

@@ -12,6 +12,7 @@ from roro_fast.engine.policy import RoutingPolicy
 from roro_fast.engine.request import Request
 from roro_fast.engine.rng import stream_key
 from roro_fast.engine.trajectory import Decision, Step
+from roro_fast.models.config import pairs
 
 
 class Phase(IntEnum):
@@ -48,6 +49,8 @@ class Slots:
         self.forward_tokens = np.zeros((num_models + 1, n), np.int64)
         self.flops = np.zeros(n)
         self.flops_per_token, self.flops_per_pair = np.zeros(num_models + 1), np.zeros(num_models + 1)
+        self.window_flops_per_pair = np.zeros(num_models + 1)  # of layers that see a window of this many tokens
+        self.windows = [0] * (num_models + 1)
         self.discarded, self.cached = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.routing_seconds = np.zeros(n)
         self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far
@@ -93,8 +96,9 @@ class Slots:
 
     def charge(self, c: int, rows: np.ndarray, count: np.ndarray, context: np.ndarray) -> None:
         """Add the FLOPs of running the last `count` of `context` tokens of each row through part c."""
-        pairs = count * context - count * (count - 1) / 2  # (query, key)
-        self.flops[rows] += self.flops_per_token[c] * count + self.flops_per_pair[c] * pairs
+        self.flops[rows] += self.flops_per_token[c] * count + self.flops_per_pair[c] * pairs(count, context)
+        if window := self.windows[c]:
+            self.flops[rows] += self.window_flops_per_pair[c] * pairs(count, context, window)
 
     def charge_cached(self, c: int, s: int, n: int) -> None:
         """Count a shared prefix of n tokens as run: a cost must not depend on who else is in the batch."""

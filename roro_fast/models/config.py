@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from roro_fast.errors import CheckpointError
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")
+
+
+def pairs(tokens: Any, context: Any, window: int = 0) -> Any:
+    """(query, key) pairs of the last `tokens` of `context` tokens under a causal mask; of numbers or arrays of them."""
+    whole = tokens * context - tokens * (tokens - 1) / 2
+    if not window:
+        return whole
+    first, last = np.maximum(context - tokens - window, 0), np.maximum(context - window, 0)
+    return whole - (last * (last + 1) - first * (first + 1)) / 2  # keys that have left the window
 
 
 def unsupported(family: object) -> str:
@@ -103,11 +114,17 @@ class DecoderConfig:
     def forward_flops(self, tokens: int, context: int) -> float:
         """FLOPs of running `tokens` new tokens whose last one sees `context` tokens: 2N each plus attention.
 
-        Attention costs 4 * heads * head_dim per layer for every (query, key) pair: one multiply-add for the score and
-        one for the value.
+        Attention costs 4 * heads * head_dim per layer for every (query, key) pair that the layer looks at: one
+        multiply-add for the score and one for the value.
         """
-        pairs = tokens * context - tokens * (tokens - 1) / 2
-        return 2.0 * self.num_params * tokens + 4.0 * self.num_layers * self.num_heads * self.head_dim * pairs
+        windows = self.windows or (0,) * self.num_layers
+        seen = {w: float(pairs(tokens, context, w)) for w in set(windows)}
+        return 2.0 * self.num_params * tokens + self.flops_per_pair * sum(seen[w] for w in windows)
+
+    @property
+    def flops_per_pair(self) -> float:
+        """Of one layer."""
+        return 4.0 * self.num_heads * self.head_dim
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize

@@ -1,9 +1,10 @@
 """Train the LoRA adapters of the smol pair on worked reasoning-gym solutions (`train.adapter_data`).
 
     python -m roro_fast.train.adapters large --out runs/smol-large
-    python -m roro_fast.train.adapters small --out runs/smol-small --set init=runs/smol-large/adapter
+    python -m roro_fast.train.adapters middle --out runs/smol-middle
+    python -m roro_fast.train.adapters small --out runs/smol-small
 
-Small is large with ten of its layers taken out, and starts from the factors of those it keeps.
+Middle is large without ten of its layers and starts from its factors; small is made of middle in the same way.
 The same command resumes an interrupted run and continues to the identical loss curve: data are a function of
 (seed, step), and factors and optimiser state are checkpointed together. The learning rate is constant until its linear
 decay to zero over the last part of `steps` (Hu et al., arXiv 2404.06395), so `--set steps=N` may shorten or lengthen a
@@ -71,16 +72,19 @@ class Recipe:
 
 
 RECIPES = {
-    "small": Recipe(
+    "large": Recipe("", rank=32, alpha=32, steps=800, batch=8, lr=7e-4),
+    "middle": Recipe(
         "8 9 10 11 15 16 19 20 23 24 28 29",
         rank=32,
         alpha=32,
         steps=480,
         batch=8,
         lr=1e-3,
-        init="roro_fast/assets/smol/large",
+        init="runs/smol-large/adapter",
     ),
-    "large": Recipe("", rank=32, alpha=32, steps=800, batch=8, lr=7e-4),
+    "small": Recipe(
+        "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=200, batch=8, lr=1e-3, init="runs/smol-middle/adapter"
+    ),
 }
 
 

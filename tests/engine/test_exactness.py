@@ -129,6 +129,8 @@ def test_windows_hold_across_pages_chunks_and_cached_prefixes() -> None:
             compared += check_kv(e)
     assert compared > 1000 and e.kv.stats.hit_tokens
     pairs.assert_clean(e)
+    (t,) = run(e, [Request(prompt(1, 30), max_new_tokens=9, ignore_eos=True, model=1, tag={"id": 0})]).values()
+    assert t.cost.total_flops == pytest.approx(models[1].config.forward_flops(38, 38))
 
 
 def test_sampling_draws_are_audited() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from roro_fast.errors import CheckpointError
-from roro_fast.models.config import DecoderConfig
+from roro_fast.models.config import DecoderConfig, pairs
 from roro_fast.models.decoder import Decoder, DenseAttention
 from roro_fast.models.loading import load_decoder
 
@@ -206,6 +207,15 @@ def test_costs_count_attention_pairs_and_kv_bytes() -> None:
     assert c.forward_flops(1, 10) == 2.0 * c.num_params + token * 10
     assert c.forward_flops(3, 10) == 3 * 2.0 * c.num_params + token * (8 + 9 + 10)
     assert c.kv_bytes_per_token(2) == 2 * 3 * 2 * 8 * 2
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(1, 5), (1, 8), (1, 9), (1, 40), (5, 5), (10, 12), (30, 30), (7, 15)])
+def test_a_windowed_layer_is_charged_for_the_keys_it_looks_at(tokens: int, context: int) -> None:
+    c = DecoderConfig.from_hf(gemma3())
+    near = sum(min(p, 8) for p in range(context - tokens + 1, context + 1))
+    far = sum(range(context - tokens + 1, context + 1))
+    assert pairs(tokens, context, 8) == near and pairs(np.array([tokens]), np.array([context])).tolist() == [far]
+    assert c.forward_flops(tokens, context) == 2.0 * c.num_params * tokens + c.flops_per_pair * (2 * near + far)
 
 
 @pytest.mark.parametrize(
