@@ -68,5 +68,5 @@ def test_the_pair_shares_its_first_layers_bit_for_bit(weights):
 
 @pytest.mark.slow
 def test_the_large_model_answers_what_the_small_one_cannot(weights):
-    found = measure(["task.seed=3"], "calibrate", 12, ["arithmetic"])["mixtures"]["arithmetic"]
-    assert found["large"]["accuracy"] >= 0.7 > found["small"]["accuracy"] + 0.05
+    found = measure(["task.seed=3"], "calibrate", 40, ["arithmetic"])["mixtures"]["arithmetic"]
+    assert found["large"]["accuracy"] >= max(0.8, found["small"]["accuracy"] + 0.1)
