@@ -124,7 +124,6 @@ def kernel_extension():
             raise
         report(f"roro_fast._C was not built: {e}")
         return None
-    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     return Extension(
         "roro_fast._C",
         [f for f in sorted(glob("csrc/bind_torch*.cpp") + glob("csrc/cpu/*.cpp")) if "cuda" not in f],
@@ -137,11 +136,11 @@ def kernel_extension():
             *("-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"),
             *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),  # the last: gcc 12's own AVX-512 headers
             *(f"-isystem{path}" for path in include_paths()),
-            *openmp,
+            "-pthread",
         ],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
-        extra_link_args=openmp,
+        extra_link_args=["-pthread"],
         optional=not REQUIRED,
     )
 

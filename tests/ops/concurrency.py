@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,8 +19,11 @@ def check(run: Callable[[], Sequence[torch.Tensor | None]], *, repeats: int = 20
     want = run()
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        assert all(same(run(), want) for _ in range(repeats)), "depends on the number of threads or on the run"
+        for threads in (8, 2):
+            torch.set_num_threads(threads)
+            assert all(same(run(), want) for _ in range(repeats)), "depends on the number of threads or on the run"
+            time.sleep(0.002)  # long enough for helping threads to fall asleep
+            assert same(run(), want), "depends on whether threads have to be woken"
         _in_python_threads(run, want)
         _in_a_forked_child(run, want)
     finally:
@@ -39,7 +43,7 @@ def _in_python_threads(run: Callable[[], Sequence[torch.Tensor | None]], want: S
 
 
 def _in_a_forked_child(run: Callable[[], Sequence[torch.Tensor | None]], want: Sequence[torch.Tensor | None]) -> None:
-    """`run` has used OpenMP threads in this process, none of which exist in the child."""
+    """`run` has used threads of this process, none of which exist in the child."""
     ready = threading.Event()
     pid = os.fork()
     if pid == 0:
