@@ -58,11 +58,11 @@ class Cost:
     seconds: float = 0.0
     generated_tokens: list[int] = field(default_factory=list)  # kept tokens per model
     forward_tokens: list[int] = field(default_factory=list)  # tokens run through each model, shared layers or not
-    shared_tokens: int = 0  # tokens run through layers that all models share, once for all of them
     discarded_tokens: int = 0
     cached_tokens: int = 0
     routing_seconds: float = 0.0  # share of the policy's wall clock in this answer's decisions
     price: float | None = None
+    shared_tokens: int = 0  # tokens run through layers that all models share, once for all of them
 
 
 @dataclass(slots=True)
