@@ -9,6 +9,7 @@ from roro_fast.eval.bench_tables import row
 
 NAMES = {
     "roro_fast": "**roro_fast**",
+    "roro_fast_apart": "roro_fast, no layers shared",
     "hf_reprefill": "HF `generate`, prefill at every switch",
     "hf_cached": "HF loop, cache per model, batched",
     "vllm_cpu": "two vLLM engines",
