@@ -32,8 +32,7 @@ from roro_fast.files import write_json
 from roro_fast.runs import RunDirectory
 from roro_fast.runs.meta import provenance
 from roro_fast.train.context import Context
-from roro_fast.train.router_stage import ROUTERS, needs_judge, process_reward, reference, train_arm
-from roro_fast.train.rubric_stage import load_judge, load_rubrics
+from roro_fast.train.router_stage import ROUTERS, configured_reward, reference, train_arm
 from roro_fast.train.setup import Workbench
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -88,18 +87,9 @@ class Seed:
 
 def routers(ctx: Context) -> None:
     """Train the run's router, and once more for a few steps only, so that it can be measured early."""
-    prompts, c = ctx.prompts("train"), ctx.config.router
-    ref = reference(ctx, prompts)
-    judged = needs_judge(ctx.config)
-    reward = process_reward(
-        c.process_reward,
-        seed=ctx.config.run.seed,
-        queries={q.id: q.prompt for q, _ in prompts},
-        ref=ref,
-        judge=load_judge(ctx.run) if judged else None,
-        rubrics=load_rubrics(ctx.run) if judged else None,
-        ctx=ctx,
-    )
+    c = ctx.config.router
+    ref = reference(ctx, ctx.prompts("train"))
+    reward = configured_reward(ctx, ref)
     for arm, steps in ((f"{BASE}{AFTER}{EARLY}", EARLY), (BASE, c.steps)):
         if not (ctx.run.path / ROUTERS / arm / "history.json").is_file():
             train_arm(ctx, arm, dataclasses.replace(c, steps=steps), reward, ref)

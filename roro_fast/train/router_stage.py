@@ -156,21 +156,24 @@ def reference_answers(ctx: Context) -> dict[str, Any]:
     return {f"{arm}_accuracy": sum(bool(t.correct) for t in found.values()) / len(found) for arm, found in arms.items()}
 
 
-def router(ctx: Context) -> dict[str, Any]:
-    """Stage: the router under the configured process reward."""
-    c, prompts = ctx.config.router, ctx.prompts("train")
-    ref = reference(ctx, prompts)
+def configured_reward(ctx: Context, ref: Reference) -> ProcessReward | None:
+    """The process reward of the run's config, by the run's Judge and rubrics where it needs them."""
     judged = needs_judge(ctx.config)
-    reward = process_reward(
-        c.process_reward,
+    return process_reward(
+        ctx.config.router.process_reward,
         seed=ctx.config.run.seed,
-        queries={q.id: q.prompt for q, _ in prompts},
+        queries={q.id: q.prompt for q in ctx.bench.queries("train")},
         ref=ref,
         judge=load_judge(ctx.run) if judged else None,
         rubrics=load_rubrics(ctx.run) if judged else None,
         ctx=ctx,
     )
-    return train_arm(ctx, RORO, c, reward, ref)
+
+
+def router(ctx: Context) -> dict[str, Any]:
+    """Stage: the router under the configured process reward."""
+    ref = reference(ctx, ctx.prompts("train"))
+    return train_arm(ctx, RORO, ctx.config.router, configured_reward(ctx, ref), ref)
 
 
 def outcome_only(ctx: Context) -> dict[str, Any]:
