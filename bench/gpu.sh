@@ -96,6 +96,7 @@ else
     stage benches 200 environment "$python" -m bench.ops.gpu --budget 180 --out "$out/ops.json"
     stage rollout 170 environment "$python" -m bench.e2e.rollout --pair qwen3 --device cuda --concurrency 64 --new 64 \
         --plain-new 32 --engines roro_fast,hf_cached --gate-sequences 2 --budget 130 --out "$out/rollout.json"
+    stage judge 60 environment "$python" -m bench.e2e.bench_judge --device cuda --seconds 4 --long-rounds 1 --out "$out/judge.json"
 fi
 if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
     for tool in memcheck racecheck; do

@@ -4,6 +4,7 @@
     python -m bench.e2e.rollout --sweep              every workload: 1/32/128 in flight, groups, switch rates, prompts
     python -m bench.e2e.rollout --pair qwen3 --device cuda --concurrency 64
     python -m bench.e2e.rollout --engines roro_fast,hf_cached --pair nano --dtype float32 --concurrency 256
+    python -m bench.e2e.rollout --neighbours 1 --no-plain     beside a process that never stops computing
 
 All engines get the same prompts and the same writer and length of every step (`workload`). Each lives in its own
 process and waits while another runs; rounds interleave them. The gate comes first: an engine whose tokens the models do
@@ -27,6 +28,7 @@ from bench.e2e import ceiling, plain, targets
 from bench.e2e.cells import PREFILL, WARM_TOKENS, Cell, Prompts, plain_cells, routed_cell, sweep_cells
 from bench.e2e.gate import Gate
 from bench.e2e.measure import Bench, Engine, Run, say, summary
+from bench.e2e.neighbours import neighbours
 from bench.e2e.pairs import Pair, ensure
 from bench.e2e.workload import Workload
 from bench.peers.base import Pool
@@ -55,6 +57,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--plain-new", type=int, default=64)
     p.add_argument("--no-plain", action="store_true")
     p.add_argument("--sweep", action="store_true")
+    p.add_argument("--neighbours", type=int, default=0, help="busy processes beside every timed run")
     p.add_argument("--slow-seconds", type=float, default=12, help="a round's share of engines that take one by one")
     p.add_argument(
         "--budget", type=float, default=0, help="no further round when one as long would pass so many seconds"
@@ -177,7 +180,8 @@ def measure_rounds(
             say(f"budget: {spent:.0f} of {args.budget:.0f} s are gone, {rounds} rounds were run")
             break
         ceilings.append(ceiling.measure(args.device, dtype, args.threads))
-        bench.round(cells, number, keep=True)
+        with neighbours(args.neighbours):
+            bench.round(cells, number, keep=True)
         rounds += 1
         last = time.perf_counter() - begin - spent
     ceilings.append(ceiling.measure(args.device, dtype, args.threads))
@@ -201,6 +205,7 @@ def result(
         "device": args.device,
         "dtype": args.dtype,
         "threads": args.threads,
+        "neighbours": args.neighbours,
         "parameters": [c.num_params for c in pair.configs],
         "shared_layers": pair.shared,
         "main": cells[0].name,
@@ -260,9 +265,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     found = run(args)
     print_tables(found)
-    out = (
-        args.out or RESULTS / f"rollout_{args.pair}_{args.device.replace(':', '')}{'_sweep' if args.sweep else ''}.json"
-    )
+    kind = "_sweep" * args.sweep + "_busy" * bool(args.neighbours)
+    out = args.out or RESULTS / f"rollout_{args.pair}_{args.device.replace(':', '')}{kind}.json"
     write_json(out, found)
     print(json.dumps(found))
 

@@ -80,5 +80,7 @@ def _note(found: Mapping[str, Any]) -> str:
         f"{found['rounds']} interleaved rounds; ceilings of the same run: "
         f"{limits['bytes_per_second'] / 1e9:.1f} GB/s read, {limits['flops'] / 1e9:.0f} GFLOP/s."
     )
+    if found.get("neighbours"):
+        text += f" Busy processes beside every run: {found['neighbours']}."
     absent = "".join(f" {NAMES[name]}: {why}." for name, why in found["absent"].items())
     return text + (f" Absent:{absent}" if absent else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from bench.e2e import measure, plain, rollout, scaling, targets
 from bench.e2e.cells import Cell, Prompts, routed_cell
 from bench.e2e.gate import Gate
 from bench.e2e.measure import Engine, Run
+from bench.e2e.neighbours import neighbours
 from bench.e2e.pairs import ensure
 from bench.e2e.random_pair import SIZES, config_of
 from bench.e2e.workload import Sequence, Workload
@@ -45,6 +48,14 @@ def test_rollout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert engines["hf_cached"]["forward_flops_over_least"] > 1.1
     assert engines["hf_cached"]["ours_over_this"] > 0 and 0 < engines["roro_fast"]["extra"]["outside_forward"] < 1
     assert set(found["plain"]["engines"]["roro_fast"]) == {"decode_1", "decode_32", "prefill", "warm"}
+
+
+def test_neighbours_compute_until_the_block_ends() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with neighbours(2):
+        time.sleep(0.5)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before  # of children that have ended
+    assert spent > 0.1
 
 
 @pytest.mark.slow
