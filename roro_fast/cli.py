@@ -87,16 +87,26 @@ def main(
 
 @app.command()
 def doctor(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="A pool to check.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="A pool to check; with --config, overrides of its keys."),
+    ] = None,
+    config: Annotated[str, typer.Option("--config", "-c", help="Check what a run with this config needs.")] = "",
     delimiter: Annotated[str, typer.Option(help="Step delimiter to check; \\n is a line break.")] = "\\n\\n",
     device: Annotated[str, typer.Option(help="Device the ops are asked about.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Dtype the ops are asked about.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Say what is usable on this machine and why the rest is not; with models, whether they can be one pool."""
+    """Say what is usable on this machine and why the rest is not; with models, whether they can be one pool.
+
+    With --config, all that a run with it would be refused for: its pool, task, Rubricor, Judge and arms.
+    """
     from roro_fast import cli_doctor
 
-    found = cli_doctor.findings(models or [], delimiter.replace("\\n", "\n"), device, dtype)
+    if config:
+        found = cli_doctor.findings_of(load_config(config, models or ()))
+    else:
+        found = cli_doctor.findings(models or [], delimiter.replace("\\n", "\n"), device, dtype)
     if as_json:
         sys.stdout.write(json.dumps([asdict(f) for f in found]) + "\n")
     else:

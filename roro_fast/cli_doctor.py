@@ -1,4 +1,4 @@
-"""What works on this machine and why the rest does not; and whether a pool of models can be routed."""
+"""What works on this machine and why the rest does not; `cli_check` is about the models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from roro_fast.config import DTYPES, require
-from roro_fast.errors import ConfigError, RoroError
+from roro_fast.config import DTYPES, Config, require
+from roro_fast.errors import ConfigError
 from roro_fast.runs.meta import cpu_name
 
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -125,6 +125,11 @@ def ops(device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
     import roro_fast.ops
     from roro_fast.ops import registry
 
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        yield Finding("ops", str(device), "fault", f"torch sees {found} GPU here; ask about cpu, or where the GPU is")
+        return
+
     for module in pkgutil.iter_modules(roro_fast.ops.__path__):
         importlib.import_module(f"roro_fast.ops.{module.name}")
     try:
@@ -215,78 +220,31 @@ _BACKENDS: dict[str, Callable[[], tuple[bool, str]]] = {
 }
 
 
-def models(names: Sequence[str], delimiter: str) -> Iterator[Finding]:
-    """Can these models be one pool: configs, weights, delimiter, tokenizers and their kinds, FLOPs ratio.
-
-    Of a model on the hub only the config and the tokenizer are fetched.
-    """
-    from roro_fast.models.delimiter import StepBoundary
-    from roro_fast.models.loading import load_config
-    from roro_fast.train.setup import distinct, load_tokenizer, model_files, pool_tokenizers, published
-
-    flops: list[float] = []
-    known: dict[str, Path] = {}
-    families: list[str] = []
-    for name in names:
-        try:
-            files = model_files(name, "doctor", weights=False)
-            c = load_config(files.weights)
-            tokenizer = load_tokenizer(files.tokenizer, "doctor")
-        except RoroError as e:
-            yield Finding("models", name, "fault", str(e))
-            continue
-        flops.append(c.forward_flops(1, 1))
-        known[name] = files.tokenizer
-        families.append(c.family)
-        detail = (
-            "LoRA adapter on " * (files.path != files.weights)
-            + f"{c.family}, {c.num_params:,} parameters, {c.num_layers} layers, context {c.max_position}"
-        )
-        detail += (
-            f" (windows of {max(c.windows, default=0)})" * any(c.windows) + f", {c.forward_flops(1, 1):.3g} FLOPs/token"
-        )
-        here = any(files.weights.glob("*.safetensors"))
-        on_hub = here or published(name)
-        detail += "" if here else "; weights not here yet, a run fetches them" if on_hub else "; no safetensors weights"
-        yield Finding("models", name, "ok" if on_hub else "fault", detail)
-        try:
-            ends = StepBoundary(tokenizer, delimiter)
-            alone = int((ends.table[0] == ends.closed).sum())
-            yield Finding(
-                "models", f"{name} delimiter", "ok", f"{delimiter!r}: {alone} token(s) end a step by themselves"
-            )
-        except RoroError as e:
-            yield Finding("models", f"{name} delimiter", "fault", str(e))
-    if len(names) < 2:
-        yield Finding("models", "pool", "absent", "one model only; routing needs at least two")
-    elif len(families) == len(names):
-        try:
-            found = pool_tokenizers([known[n] for n in names], "doctor")
-            kinds = distinct(found)
-            groups = [" + ".join(n for n, t in zip(names, found, strict=True) if t is kind) for kind in kinds]
-            detail = f"{len(kinds)} tokenizers ({'; '.join(groups)}): each step is tokenised again for the others"
-            yield Finding("models", "tokenizer", "ok", detail if len(kinds) > 1 else "one tokenizer for all")
-        except RoroError as e:
-            yield Finding("models", "tokenizer", "fault", str(e))
-        same = "one family" if len(set(families)) == 1 else "across families"
-        yield Finding("models", "families", "ok", f"{', '.join(families)}: {same}")
-        ratio = flops[-1] / flops[0]
-        detail = f"the last costs {ratio:.2f}x the first per token"
-        if ratio > 1:
-            yield Finding("models", "cost ratio", "ok", detail)
-        else:
-            yield Finding("models", "cost ratio", "fault", f"{detail}; list the smallest first")
-
-
 def findings(names: Sequence[str], delimiter: str, device: str, dtype: str) -> list[Finding]:
     """The whole report. Raises ConfigError for a device or dtype that does not exist."""
+    out = here(device, dtype)
+    if names:
+        from roro_fast.cli_check import models
+
+        out += models(names, delimiter)
+    return out
+
+
+def findings_of(config: Config) -> list[Finding]:
+    """The report about the machine and what a run with this config would be refused for."""
+    from roro_fast.cli_check import run
+
+    return [*here(config.models.devices[0], config.models.dtype), *run(config)]
+
+
+def here(device: str, dtype: str) -> list[Finding]:
+    """What is usable on this machine."""
     require(dtype in DTYPES, "doctor --dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     try:
         where = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"doctor --device: {device!r} is not a device; use 'cpu' or 'cuda'") from None
-    out = [*machine(), *environment(), *packages(), *extensions(), *ops(where, getattr(torch, dtype)), *backends()]
-    return [*out, *models(names, delimiter)] if names else out
+    return [*machine(), *environment(), *packages(), *extensions(), *ops(where, getattr(torch, dtype)), *backends()]
 
 
 def show(console: Console, found: Sequence[Finding]) -> None:

@@ -48,7 +48,8 @@ _ROLLOUT_KEYS = (
 class Stage:
     """`sections`: config keys its result depends on beyond earlier stages. `outputs`: files it leaves in the run.
 
-    `wanted` says whether a run with this config has the stage at all.
+    `wanted` says whether a run with this config has the stage at all; `check` refuses, before any work of the run, what
+    the stage itself would refuse after it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     sections: tuple[str, ...]
     outputs: tuple[str, ...] = ()
     wanted: Callable[[Config], bool] = lambda config: True
+    check: Callable[[Workbench], None] | None = None
 
 
 def _router_files(arm: str) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ STAGES = (
         ("rubric", "trl", "task.n_train"),
         (rubric_stage.ALTERNATION, rubric_stage.JUDGE, rubric_stage.RUBRICOR, rubric_stage.RUBRICS),
         needs_judge,
+        rubric_stage.check,
     ),
     Stage(
         "reference",
@@ -99,6 +102,7 @@ STAGES = (
             "eval",
         ),
         (eval_stages.FOLDER, eval_stages.SUMMARY),
+        check=eval_stages.check,
     ),
     Stage("report", report_stage.report, (), (report_stage.REPORT, report_stage.DATA)),
 )
@@ -120,10 +124,13 @@ def run_stages(run: RunDirectory, last: str, console: Console, redo: Sequence[st
     if run.config.run.threads:
         torch.set_num_threads(run.config.run.threads)
     bench = Workbench(run.config)
-    for stage in wanted:  # what will be refused is refused before anything of the run is written or replaced
-        if NAMES.index(stage.name) >= again or run.done(stage.name, stage.sections) is None:
-            _ = bench.task, bench.pool
-            break
+    # what will be refused is refused before anything of the run is written or replaced
+    todo = [s for s in wanted if NAMES.index(s.name) >= again or run.done(s.name, s.sections) is None]
+    if todo:
+        _ = bench.task, bench.pool
+    for stage in todo:
+        if stage.check is not None:
+            stage.check(bench)
     with run:
         if redo:
             _forget_from(run, again)

@@ -56,11 +56,11 @@ class RunConfig:
 class TaskConfig:
     """The source of queries: a task by name, or the path of a JSONL file of {id, problem, answer}.
 
-    `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty leaves it
-    to the task. `strict` refuses a malformed row instead of counting it. `system` (empty: the template's own) and
-    `instruction` are put into the prompt of benchmark problems; `timeout` is seconds per answer checked. `chat` goes to
-    the tokenizer's chat template: `{enable_thinking: true}` for Qwen3. `options` are a gym task's own:
-    `{min_terms: 3}`.
+    `seed` selects the drawn queries. `split_by` "hash" divides a source into splits by a hash of ids; empty does so
+    with a file and leaves anything else to the task. `strict` refuses a malformed row instead of counting it. `system`
+    (empty: the template's own) and `instruction` are put into the prompt of benchmark problems; `timeout` is seconds
+    per answer checked. `chat` goes to the tokenizer's chat template: `{enable_thinking: true}` for Qwen3. `options` are
+    a gym task's own: `{min_terms: 3}`.
     """
 
     name: str = "ledger"
@@ -289,7 +289,8 @@ class RubricConfig:
     """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
 
     `rubricor` and `judge` are model directories or packaged names to start from. `trainer` "native" updates this
-    package's own decoders, "trl" their `transformers` twins (section `trl`).
+    package's own decoders, "trl" their `transformers` twins (section `trl`). For the native one: `frozen` of the first
+    layers stay as they are; `bf16` computes in bfloat16 under float32 weights, and so does a Judge that only scores.
     """
 
     rubricor: str = "nano/reader"
@@ -310,8 +311,11 @@ class RubricConfig:
     temperature: float = 1.0
     max_criteria: int = 6
     max_tokens: int = 128
+    frozen: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
+        at_least(self.frozen, 0, "rubric.frozen")
         for key in ("rubricor", "judge"):
             require(bool(getattr(self, key)), f"rubric.{key}", "is empty; name a model directory or 'nano/reader'")
         choose(self.trainer, "rubric.trainer", TRAINERS)

@@ -8,17 +8,23 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from roro_fast.cli import app
 from roro_fast.cli_doctor import VARIABLES
+from roro_fast.config_io import load_config
 from roro_fast.runs import RunDirectory
+from roro_fast.tasks.base import SPLITS
+from roro_fast.train.setup import load_task
 from tests.models.test_decoder import gemma3
 from tests.processes import interrupt, spawn
 from tests.tiny import overrides, save_pair, save_random, save_tiny
 from tests.two_tokenizers import byte_fallback, byte_level
 
+GOOD = {"problem": "How many ones are in three?", "answer": "3"}
 ROLLOUT = ["task.n_train=120", "collect.n_queries=120", "collect.arms=[all_small, all_large]"]
 
 
@@ -139,6 +145,48 @@ def test_doctor_asks_a_hub_for_no_weights(tmp_path, monkeypatch):
     assert code == 1 and "no safetensors weights" in found["models", "some/pickled"]["detail"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_without_the_gpu_it_is_asked_about(pair):
+    code, found = doctor(*pair, "--device", "cuda")
+    assert code == 1 and "torch sees no GPU" in found["ops", "cuda"]["detail"]
+    assert found["models", "cost ratio"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight is missing"),
+        (lambda t: t.update(more=torch.zeros(2)), "unexpected tensor more"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.int8)}), "model.norm.weight is int8"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), "has shape (3,)"),
+    ],
+)
+def test_doctor_reads_the_weights_headers(tmp_path, change, words):
+    small, large = save_pair(tmp_path)
+    tensors = load_file(small / "model.safetensors")
+    change(tensors)
+    save_file(tensors, small / "model.safetensors")
+    code, found = doctor(small, large)
+    assert code == 1 and words in found["models", str(small)]["detail"]
+    assert found["models", str(large)]["status"] == "ok"
+    (small / "model.safetensors").rename(small / "pytorch_model.bin")
+    assert "only pickled weights" in doctor(small, large)[1]["models", str(small)]["detail"]
+
+
+def test_doctor_checks_what_a_config_needs(pair):
+    one = [f"models.paths=[{pair[1]}, {pair[1]}]", "models.layers=[1, 0]"]
+    code, found = doctor("-c", "nano", *one)
+    assert code == 0, found
+    assert "1 layers" in found["models", str(pair[1])]["detail"] or found["models", "cost ratio"]["status"] == "ok"
+    assert "640 train, 100 calibrate, 200 test" in found["run", "task ledger"]["detail"]
+    assert {n for s, n in found if s == "run"} == {"task ledger", "stage rubric", "stage evaluate"}
+    bad = ["rubric.judge=nowhere", "eval.arms=[all_small, all_large, rsd]", "task.name=gym:no_such"]
+    code, found = doctor("-c", "nano", *one, *bad)
+    assert code == 1 and "rubric.judge: no directory 'nowhere'" in found["run", "stage rubric"]["detail"]
+    assert found["run", "task gym:no_such"]["status"] == found["run", "stage evaluate"]["status"] == "fault"
+    assert "eval.prm: arm 'rsd'" in doctor("-c", "nano", *one, *bad[:2])[1]["run", "stage evaluate"]["detail"]
+
+
 def test_doctor_table_is_readable():
     result = invoke("doctor")
     assert result.exit_code == 0 and "sample_step: reference" in result.output
@@ -202,6 +250,28 @@ def test_corrupt_checkpoint_is_named(pair, tmp_path):
     (large / "model.safetensors").write_bytes(b"\x00" * 40)
     result = invoke("rollout", *overrides(tmp_path, small, large))
     assert result.exit_code == 2 and "model.safetensors: corrupt" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["rubric.judge=nowhere"], "rubric.judge: no directory 'nowhere'"),
+        (["rubric.trainer=trl", "trl.rollouts=vllm"], "trl.rollouts: 'vllm' needs the package vllm"),
+        (["eval.arms=[all_small, all_large, rsd]"], "eval.prm: arm 'rsd' needs a process reward model"),
+        (["eval.arms=[all_small, all_large, rsd]", "eval.prm=nowhere"], "eval.prm: no directory 'nowhere'"),
+        (["eval.arms=[all_small, all_large, spec_reason]", "eval.rating=nowhere"], "eval.rating: no directory"),
+        (["task.name=gym:chain_sum"], "eval.arms: 'oracle' needs a task that verifies steps"),
+        (["task.name=arithmetic_held_out"], "eval.arms: 'oracle' needs a task that verifies steps"),
+        (["task.name=FILE", "task.split_by=train"], "has no 'test' split"),
+        (["task.name=FILE"], "has no test queries"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_any_work(pair, tmp_path, extra, words):
+    (tmp_path / "f.jsonl").write_text(json.dumps({"id": 1, **GOOD}) + "\n")
+    extra = [x.replace("FILE", str(tmp_path / "f.jsonl")) for x in extra]
+    result = invoke("quickstart", *overrides(tmp_path, *pair), *extra)
+    assert result.exit_code == 2 and words in result.stderr, result.output
+    assert not (tmp_path / "tiny").exists()
 
 
 # -- rollout
@@ -284,9 +354,6 @@ def test_trajectories_are_readable_by_datasets_and_as_parquet(uninterrupted, tmp
     assert lines["token_ids"] == table["token_ids"] and len(lines) == 240
 
 
-GOOD = {"problem": "How many ones are in three?", "answer": "3"}
-
-
 @pytest.mark.parametrize(
     ("lines", "extra", "code", "words"),
     [
@@ -303,6 +370,16 @@ def test_benchmark_files(pair, tmp_path, lines, extra, code, words):
     result = invoke("rollout", *args)
     assert result.exit_code == code, result.output
     assert all(w in result.output for w in words), result.output
+
+
+def test_a_file_serves_all_stages_by_itself(pair, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": str(i), **GOOD}) + "\n" for i in range(90)))
+    settings = [*overrides(tmp_path, *pair), f"task.name={path}", "collect.arms=[all_small]", "collect.n_queries=9"]
+    result = invoke("rollout", *settings)
+    assert result.exit_code == 0 and "9 trajectories" in result.output, result.output
+    ids = {split: {q.id for q in load_task(load_config("nano", settings)).queries(split)} for split in SPLITS}
+    assert sum(map(len, ids.values())) == len(set().union(*ids.values())) == 90 and all(ids.values())
 
 
 def test_pairs_without_any_signal_say_why(uninterrupted):

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from roro_fast.engine import Trajectory
-from roro_fast.errors import CheckpointError
+from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.eval.baselines import BUILDERS, Fitting
 from roro_fast.eval.metrics import Evaluation
 from roro_fast.eval.plain import to_plain
 from roro_fast.eval.prices import price_table
+from roro_fast.eval.prm import check_scorers
 from roro_fast.eval.records import PointResult, load_points, save_points
 from roro_fast.eval.sweep import Runner, Setting, at_bias, baseline_settings, calibrate
 from roro_fast.files import write_json
@@ -20,10 +21,24 @@ from roro_fast.routing import Constant, PolicyNetwork
 from roro_fast.train.context import Context
 from roro_fast.train.rollout import keep
 from roro_fast.train.router_stage import OUTCOME_ONLY, RORO, ROUTERS
+from roro_fast.train.setup import Workbench
 
 LEARNED = (OUTCOME_ONLY, RORO)
+STEPWISE = ("oracle", "oracle_next")  # they ask the task about every step
 FOLDER, SUMMARY = "eval", "eval.json"
 SPLIT = "test"
+
+
+def check(bench: Workbench) -> None:
+    """Refuse arms that this task or these settings cannot give, before anything is trained for them."""
+    c = bench.config
+    kinds = {q.task: q for q in bench.drawn(SPLIT)}.values()
+    for arm in c.eval.arms:
+        if arm in STEPWISE and any(bench.task.verify(q, [""]).steps is None for q in kinds):
+            raise ConfigError(f"eval.arms: {arm!r} needs a task that verifies steps, {c.task.name!r} does not; drop it")
+        if arm in LEARNED or arm in BUILDERS:
+            bench.drawn("calibrate")
+        check_scorers(c, arm)
 
 
 def evaluate(ctx: Context) -> dict[str, Any]:

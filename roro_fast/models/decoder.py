@@ -76,6 +76,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         c = self.config = config
+        self.autocast: torch.dtype | None = None  # what `dense` computes in, where that is not the weights' dtype
         self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList((GemmaLayer if c.gemma else Layer)(c, i) for i in range(c.num_layers))
         self.norm = (OffsetNorm if c.gemma else RMSNorm)(c.hidden_size, c.rms_norm_eps)
@@ -86,8 +87,9 @@ class Decoder(nn.Module):
         self.sin: torch.Tensor
         self.local_cos: torch.Tensor  # of layers with a window
         self.local_sin: torch.Tensor
-        whole = rope_tables(c, "full_attention" if c.gemma else "")
-        local = rope_tables(c, "sliding_attention") if any(c.windows) else whole
+        with torch.device("cpu"):  # also where the weights are made without values, on "meta"
+            whole = rope_tables(c, "full_attention" if c.gemma else "")
+            local = rope_tables(c, "sliding_attention") if any(c.windows) else whole
         for name, table in zip(TABLES, (*whole, *local), strict=True):
             self.register_buffer(name, table, persistent=False)
 
@@ -134,7 +136,8 @@ class Decoder(nn.Module):
         """Hidden states [B, S, hidden] of right-padded ids [B, S]; causal, so padding never reaches a real row."""
         b, s = ids.shape
         positions = torch.arange(s, device=ids.device).repeat(b)
-        return self(ids.flatten(), positions, DenseAttention(b, s, self.config.windows)).view(b, s, -1)
+        with torch.autocast(ids.device.type, self.autocast, enabled=self.autocast is not None):
+            return self(ids.flatten(), positions, DenseAttention(b, s, self.config.windows)).view(b, s, -1)
 
 
 class DenseAttention:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from roro_fast.errors import CheckpointError
@@ -63,8 +63,10 @@ def _shards(index: Path) -> list[str]:
     return files
 
 
-def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors checkpoint, sharded or not."""
+def read_tensors(
+    directory: Path, read: Callable[[Path], dict[str, torch.Tensor]] = load_file
+) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors checkpoint, sharded or not; `read` gives those of one file."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         files = _shards(index)
@@ -81,12 +83,24 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for f in files:
         try:
-            tensors.update(load_file(directory / f))
+            tensors.update(read(directory / f))
         except (SafetensorError, OSError) as e:
             raise CheckpointError(
                 f"{directory / f}: corrupt or unreadable safetensors file ({e}); fetch it again"
             ) from e
     return tensors
+
+
+def read_headers(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file without their values, on the device "meta"."""
+    out = {}
+    with safe_open(file, "pt") as f:
+        for name in f.keys():  # noqa: SIM118 - it is no mapping
+            part = f.get_slice(name)
+            shape = part.get_shape()
+            dtype = (part[:0] if shape else f.get_tensor(name)).dtype
+            out[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return out
 
 
 def _part_sizes(c: DecoderConfig, name: str, param: torch.Tensor) -> list[int]:
@@ -179,18 +193,36 @@ def load_decoder(
 
     A directory with a LoRA adapter (PEFT) is merged into its base model: the one the adapter names, or `base`.
     """
-    path = Path(directory)
+    config, tensors = _parts(Path(directory), layers, base)
+    model = Decoder(config).to(dtype)
+    assign(model, tensors, str(directory))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_decoder(
+    directory: str | Path, layers: int | Sequence[int] | None = None, base: str | Path | None = None
+) -> DecoderConfig:
+    """Raise what `load_decoder` would, from the headers of the weights alone; returns the model's config."""
+    config, tensors = _parts(Path(directory), layers, base, read_headers)
+    with torch.device("meta"):
+        model = Decoder(config)
+    assign(model, tensors, str(directory))
+    return config
+
+
+def _parts(
+    path: Path,
+    layers: int | Sequence[int] | None,
+    base: str | Path | None,
+    read: Callable[[Path], dict[str, torch.Tensor]] = load_file,
+) -> tuple[DecoderConfig, dict[str, torch.Tensor]]:
     adapted = lora.is_adapter(path)
     weights = Path(base or lora.base_of(path)) if adapted else path
     config = load_config(weights)
-    tensors = read_tensors(weights)
+    tensors = read_tensors(weights, read)
     if adapted:
         lora.merge(tensors, path)
-    if layers is not None:
-        config, tensors = keep_layers(config, tensors, layers)
-    model = Decoder(config).to(dtype)
-    assign(model, tensors, str(path))
-    return model.to(device).eval().requires_grad_(False)
+    return (config, tensors) if layers is None else keep_layers(config, tensors, layers)
 
 
 def first_layers(

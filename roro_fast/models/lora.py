@@ -97,7 +97,7 @@ def merge(tensors: dict[str, torch.Tensor], directory: str | Path) -> None:
                 f"{tuple(weight.shape)}; wrong base?"
             )
         change = _scale(config, module, a.shape[0]) * (b.float() @ a.float())
-        tensors[f"{module}.weight"] = (weight.float() + change).to(weight.dtype)
+        tensors[f"{module}.weight"] = (weight.float() + change.to(weight.device)).to(weight.dtype)
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:

@@ -27,19 +27,28 @@ def save(directory: str | Path, model: Decoder, tokenizer: Any, settings: dict[s
     part.replace(path / SETTINGS)
 
 
-def load(directory: str | Path, role: str, device: str | torch.device = "cpu") -> tuple[Decoder, Any, dict[str, Any]]:
-    """(decoder, tokenizer, settings). A directory without roro.json is a plain language model and has no settings."""
+def read_settings(directory: str | Path, role: str) -> dict[str, Any]:
+    """What roro.json says; a directory without one is a plain language model and has no settings."""
+    path = Path(directory) / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise CheckpointError(f"{path}: not valid JSON ({e}); save the {role} again") from None
+    found = settings.pop("role", None)
+    if found not in (role, "reader"):
+        raise CheckpointError(f"{path}: role is {found!r}, not {role!r}; name the {role}'s directory")
+    return settings
+
+
+def load(
+    directory: str | Path, role: str, device: str | torch.device = "cpu", base: str | Path | None = None
+) -> tuple[Decoder, Any, dict[str, Any]]:
+    """(decoder, tokenizer, settings). `base`: the model that a LoRA adapter in `directory` adapts."""
     from transformers import AutoTokenizer
 
-    path = Path(directory)
-    settings: dict[str, Any] = {}
-    if (path / SETTINGS).is_file():
-        try:
-            settings = json.loads((path / SETTINGS).read_text())
-        except json.JSONDecodeError as e:
-            raise CheckpointError(f"{path / SETTINGS}: not valid JSON ({e}); save the {role} again") from None
-        found = settings.pop("role", None)
-        if found not in (role, "reader"):
-            raise CheckpointError(f"{path / SETTINGS}: role is {found!r}, not {role!r}; name the {role}'s directory")
-    model = load_decoder(path, device=device)
-    return model, AutoTokenizer.from_pretrained(path), settings
+    path, settings = Path(directory), read_settings(directory, role)
+    model = load_decoder(path, device=device, base=base)
+    own = base is None or (path / "tokenizer.json").is_file()
+    return model, AutoTokenizer.from_pretrained(path if own else base), settings

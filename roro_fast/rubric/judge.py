@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -61,9 +62,16 @@ class Judge:
         self.valence = torch.tensor(VALENCE, device=model.device)
 
     @classmethod
-    def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Judge:
-        """From a directory written by `save`, or any Hugging Face language model of a supported family."""
-        model, tokenizer, settings = checkpoint.load(directory, "judge", device)
+    def load(
+        cls,
+        directory: str | Path,
+        labels: Sequence[str] | None = None,
+        device: str = "cpu",
+        base: str | Path | None = None,
+    ) -> Judge:
+        """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
+        of the one in `base`."""
+        model, tokenizer, settings = checkpoint.load(directory, "judge", device, base)
         if labels is not None:
             settings["labels"] = labels
         known = {k: settings[k] for k in ("labels", "verdicts", "preamble") if k in settings}
@@ -73,6 +81,14 @@ class Judge:
         e = self.encoder
         settings = {"role": "judge", "labels": e.labels, "verdicts": self.verdicts, "preamble": e.preamble}
         checkpoint.save(directory, self.model, self.tokenizer, settings)
+
+    def scorer(self, bf16: bool = True) -> Judge:
+        """A Judge of the same weights rounded to bfloat16, for scoring only; itself where nothing would change."""
+        if not bf16 or self.model.dtype == torch.bfloat16:
+            return self
+        model = copy.deepcopy(self.model).to(torch.bfloat16).eval().requires_grad_(False)
+        e = self.encoder
+        return Judge(model, self.tokenizer, e.labels, verdicts=self.verdicts, preamble=e.preamble)
 
     def encode(self, inputs: Sequence[JudgeInput]) -> list[JudgePrompt]:
         out = [self.encoder.judge(x.prompt, x.view, x.rubric) for x in inputs]

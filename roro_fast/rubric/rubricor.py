@@ -46,9 +46,16 @@ class Rubricor:
         self._engine: StepEngine | None = None
 
     @classmethod
-    def load(cls, directory: str | Path, labels: Sequence[str] | None = None, device: str = "cpu") -> Rubricor:
-        """From a directory written by `save`, or any Hugging Face language model of a supported family."""
-        model, tokenizer, settings = checkpoint.load(directory, "rubricor", device)
+    def load(
+        cls,
+        directory: str | Path,
+        labels: Sequence[str] | None = None,
+        device: str = "cpu",
+        base: str | Path | None = None,
+    ) -> Rubricor:
+        """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
+        of the one in `base`."""
+        model, tokenizer, settings = checkpoint.load(directory, "rubricor", device, base)
         if labels is not None:
             settings["labels"] = labels
         known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble", "max_criteria") if k in settings}

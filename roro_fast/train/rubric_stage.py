@@ -9,17 +9,20 @@ from typing import Any
 
 from roro_fast.errors import CheckpointError, DataError
 from roro_fast.files import write_text
+from roro_fast.models.loading import load_config
+from roro_fast.rubric.checkpoint import read_settings
 from roro_fast.rubric.format import InvalidRubric, Rubric, parse
 from roro_fast.rubric.judge import Judge
 from roro_fast.rubric.pair_files import load_pairs
+from roro_fast.rubric.prompts import VERDICTS, verdict_ids
 from roro_fast.rubric.rubricor import Draft, Rubricor
 from roro_fast.runs import RunDirectory
 from roro_fast.train.alternate import alternate, phases
 from roro_fast.train.context import Context
 from roro_fast.train.pipeline import PAIRS
-from roro_fast.train.setup import resolve_model
+from roro_fast.train.setup import Workbench, load_tokenizer, model_files
 from roro_fast.train.trainers import NATIVE, Trainers
-from roro_fast.train.trl.trainers import TrlTrainers
+from roro_fast.train.trl.trainers import TrlTrainers, check_installed
 
 JUDGE, RUBRICOR, RUBRICS, ALTERNATION = "judge", "rubricor", "rubrics.jsonl", "rubric"
 TRL_STATE = "trl"
@@ -30,11 +33,25 @@ def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     """The untrained Judge and Rubricor that the config names, with this run's model labels."""
     c, labels = ctx.config.rubric, ctx.config.models.labels
     device = ctx.config.models.devices[0]
-    judge = Judge.load(resolve_model(c.judge, "rubric.judge"), labels, device)
-    rubricor = Rubricor.load(resolve_model(c.rubricor, "rubric.rubricor"), labels, device)
+    read, write = model_files(c.judge, "rubric.judge"), model_files(c.rubricor, "rubric.rubricor")
+    judge = Judge.load(read.path, labels, device, read.weights)
+    rubricor = Rubricor.load(write.path, labels, device, write.weights)
     rubricor.closed_grammar = ctx.config.task.name.partition(":")[0] == "ledger"
     rubricor.max_criteria = c.max_criteria
     return judge, rubricor
+
+
+def check(bench: Workbench) -> None:
+    """Refuse models that cannot be Rubricor or Judge, and trainers that are not installed; loads no weights."""
+    c = bench.config.rubric
+    for key, name in (("rubric.judge", c.judge), ("rubric.rubricor", c.rubricor)):
+        found = model_files(name, key, weights=False)
+        load_config(found.weights)
+        tokenizer = load_tokenizer(found.tokenizer, key)
+        if key == "rubric.judge":
+            verdict_ids(tokenizer, read_settings(found.path, "judge").get("verdicts", VERDICTS))
+    if c.trainer == "trl":
+        check_installed(bench.config.trl)
 
 
 def trainers_of(ctx: Context) -> Trainers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ from roro_fast.models.loading import load_config, load_decoder
 from roro_fast.models.token_bytes import TokenBytes
 from roro_fast.tasks import registry
 from roro_fast.tasks.base import Query, Task
+from roro_fast.tasks.benchmarks import HASH, HUB
 from roro_fast.tasks.gym import PREFIX
 from roro_fast.tasks.ledger import Ledger
 from roro_fast.tasks.mixture import MIXTURES
@@ -217,15 +218,17 @@ def load_task(config: Config) -> Task:
         if t.name.startswith(PREFIX):
             options |= t.options
         elif t.name not in MIXTURES:
-            options |= {"strict": t.strict} | ({"split_by": t.split_by} if t.split_by else {})
+            split_by = t.split_by or ("" if t.name in HUB else HASH)  # the stages of a run need all three of a file
+            options |= {"strict": t.strict, "split_by": split_by}
     return registry.load_task(t.name, **options)
 
 
 @dataclass
 class Workbench:
-    """What every stage of a run shares; each part is loaded on first use."""
+    """What every stage of a run shares; each part is loaded on first use. `scorers` are the step scorers loaded."""
 
     config: Config
+    scorers: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def task(self) -> Task:
@@ -271,11 +274,15 @@ class Workbench:
 
     def queries(self, split: str, n: int | None = None) -> list[Query]:
         """The first `n` (default: as configured) queries of a split."""
+        return self.asked(self.drawn(split, n))
+
+    def drawn(self, split: str, n: int | None = None) -> list[Query]:
+        """The same as the task has them; needs no models."""
         asked = getattr(self.config.task, f"n_{split}") if n is None else n
         found = self.task.queries(split, asked, self.config.task.seed)
         if not found:
             raise ConfigError(f"task.name: {self.config.task.name!r} has no {split} queries; choose another source")
-        return self.asked(found)
+        return found
 
     def asked(self, queries: list[Query]) -> list[Query]:
         """The queries as this pool is asked them: marked where its chat template begins the answer inside a thought."""

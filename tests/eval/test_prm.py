@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForTokenClassification
 
 from roro_fast.config_io import load_config
@@ -19,6 +21,7 @@ from roro_fast.routing.rsd import RSD
 from roro_fast.routing.scorers import ClassifierScorer, VerdictScorer
 from roro_fast.routing.scoring import METER, Trace
 from roro_fast.routing.spec_reason import SpecReason
+from roro_fast.train import setup
 from roro_fast.train.setup import Workbench
 from tests.tiny import save_pair
 
@@ -59,6 +62,20 @@ def test_kinds_of_directories(tmp_path: Path) -> None:
     assert 0 < verdict.score([TRACE])[0].values[0] < 1
     small, _ = save_pair(tmp_path / "lm")
     assert isinstance(load_scorer(str(small), bench()), VerdictScorer)
+
+
+def test_a_model_from_the_hub_and_an_adapter_can_be_scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = save_pair(tmp_path)
+    monkeypatch.setattr(setup, "fetch", lambda name, key, weights: {"some/prm": small}[name])
+    assert isinstance(load_scorer("some/prm", bench()), VerdictScorer)
+    (adapter := tmp_path / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(large)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    name, (rows, columns) = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight", (32, 64)
+    parts = {name.format("A"): torch.ones(1, columns), name.format("B"): torch.ones(rows, 1)}
+    save_file(parts, adapter / "adapter_model.safetensors")
+    adapted, plain = load_scorer(str(adapter), bench()), load_scorer(str(large), bench())
+    assert isinstance(adapted, VerdictScorer) and adapted.score([TRACE])[0].values != plain.score([TRACE])[0].values
 
 
 def test_plugged_in_models_route_real_answers(tmp_path: Path) -> None:

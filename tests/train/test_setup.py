@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from roro_fast import cli_doctor
+from roro_fast import cli_check
 from roro_fast.config import ModelsConfig
 from roro_fast.config_io import load_config
 from roro_fast.engine import Request
@@ -126,7 +126,7 @@ def test_an_adapter_takes_weights_and_tokenizer_from_its_base(tmp_path, pair):
     save_file(parts, adapter / "adapter_model.safetensors")
     models, _ = load_pool(ModelsConfig(paths=[str(pair[0]), str(adapter)]))
     torch.testing.assert_close(models[1].layers[0].down.weight, base.layers[0].down.weight + 1)
-    found = {f.name: f for f in cli_doctor.models([str(pair[0]), str(adapter)], "\n\n")}
+    found = {f.name: f for f in cli_check.models([str(pair[0]), str(adapter)], "\n\n")}
     assert found[str(adapter)].detail.startswith("LoRA adapter on ") and found[str(adapter)].status == "ok"
 
 
