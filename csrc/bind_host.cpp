@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "host/batcher.h"
 #include "host/catch_up.h"
 #include "host/page_pool.h"
 #include "host/prefix_hash.h"
@@ -94,6 +95,160 @@ py::tuple plan(const py::array& tokens, const py::array& rows, const py::array& 
   return py::make_tuple(ids, positions, slots, cu);
 }
 
+// Arrays by name, kept alive and used in place: dtype and layout must be what C++ takes them for.
+class Arrays {
+ public:
+  explicit Arrays(const py::dict& all) : all_(all) {}
+
+  template <typename T>
+  T* get(const char* name, std::int64_t size) const {
+    if (!all_.contains(name)) throw py::value_error(std::string(name) + ": missing");
+    return at<T>(name, all_[name], size);
+  }
+
+  template <typename T>
+  static T* at(const char* name, const py::handle& value, std::int64_t size) {
+    const bool right = py::isinstance<py::array_t<T, py::array::c_style>>(value);
+    if (!right || py::reinterpret_borrow<py::array>(value).size() != size) {
+      throw py::value_error(std::string(name) + ": expected a contiguous array of another type or size");
+    }
+    return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(value).data()));
+  }
+
+ private:
+  const py::dict& all_;
+};
+
+template <typename T>
+const T* vector_of(const char* name, const py::array& a, std::int64_t n) {
+  return Arrays::at<T>(name, a, n);
+}
+
+class BatcherHolder {
+ public:
+  BatcherHolder(const py::dict& arrays, const py::dict& sizes, const py::list& pools, const py::list& delimiters,
+                const py::list& eos)
+      : kept_(py::make_tuple(arrays, pools, delimiters, eos)),
+        batcher_(state(arrays, sizes), stage(arrays, sizes), pools_of(pools), ends(delimiters, eos)) {}
+
+  py::object schedule(std::int64_t part) {
+    return batcher_.schedule(part) ? py::object(tuple_of(batcher_.lay_out(part))) : py::none();
+  }
+
+  py::tuple lay_out(std::int64_t part, const py::array& rows, const py::array& start, const py::array& count) {
+    const std::int64_t n = rows.size();
+    return tuple_of(batcher_.lay_out(part, vector_of<std::int64_t>("rows", rows, n),
+                                     vector_of<std::int64_t>("start", start, n),
+                                     vector_of<std::int64_t>("count", count, n), n));
+  }
+
+  bool plain(std::int64_t model, const py::array& rows, const py::array& finite) const {
+    const std::int64_t n = rows.size();
+    return batcher_.plain(model, vector_of<std::int64_t>("rows", rows, n), vector_of<bool>("finite", finite, n), n);
+  }
+
+  py::list append(std::int64_t model, const py::array& rows, const py::array& token, const py::array& logprob,
+                  const py::array& entropy) {
+    const std::int64_t n = rows.size();
+    py::list out;
+    for (const roro::StepEnd& e : batcher_.append(
+             model, vector_of<std::int64_t>("rows", rows, n), vector_of<std::int64_t>("token", token, n),
+             vector_of<float>("logprob", logprob, n), vector_of<float>("entropy", entropy, n), n)) {
+      out.append(py::make_tuple(e.slot, e.closed, e.ended, e.full));
+    }
+    return out;
+  }
+
+ private:
+  static std::int64_t size(const py::dict& sizes, const char* name) { return sizes[name].cast<std::int64_t>(); }
+
+  static py::tuple tuple_of(const roro::BatchSizes& b) {
+    return py::make_tuple(b.rows, b.tokens, b.wanted, b.pages, b.truncated, b.alike);
+  }
+
+  static roro::EngineState state(const py::dict& arrays, const py::dict& sizes) {
+    const Arrays a(arrays);
+    roro::EngineState s{};
+    const std::int64_t n = s.num_slots = size(sizes, "num_slots");
+    s.max_len = size(sizes, "max_len");
+    s.num_models = size(sizes, "num_models");
+    s.num_parts = size(sizes, "num_parts");
+    s.table_width = size(sizes, "table_width");
+    s.page_size = size(sizes, "page_size");
+    s.trunk = size(sizes, "trunk");
+    const std::int64_t k = s.num_models + 1, parts = s.num_parts * n;
+    if (s.page_size < 1 || s.num_parts > k || s.trunk >= s.num_parts) throw py::value_error("sizes: do not fit");
+    s.tokens = a.get<std::int64_t>("tokens", n * s.max_len);
+    for (auto [name, field] : {std::pair{"length", &s.length}, {"max_total", &s.max_total},
+                               {"max_step_tokens", &s.max_step_tokens}, {"writer", &s.writer}, {"arrival", &s.arrival},
+                               {"rewrites", &s.rewrites}, {"top_k", &s.top_k}, {"step_start", &s.step_start},
+                               {"matched", &s.matched}}) {
+      *field = a.get<std::int64_t>(name, n);
+    }
+    for (auto [name, field] : {std::pair{"sum_logprob", &s.sum_logprob}, {"min_logprob", &s.min_logprob},
+                               {"first_entropy", &s.first_entropy}, {"sum_entropy", &s.sum_entropy},
+                               {"flops", &s.flops}}) {
+      *field = a.get<double>(name, n);
+    }
+    for (auto [name, field] : {std::pair{"flops_per_token", &s.flops_per_token}, {"flops_per_pair", &s.flops_per_pair},
+                               {"window_flops_per_pair", &s.window_flops_per_pair}}) {
+      *field = a.get<double>(name, k);
+    }
+    for (auto [name, field] :
+         {std::pair{"paused", &s.paused}, {"ignore_eos", &s.ignore_eos}, {"drafting", &s.drafting}}) {
+      *field = a.get<bool>(name, n);
+    }
+    s.written = a.get<std::int64_t>("written", s.num_models * n);
+    s.forward_tokens = a.get<std::int64_t>("forward_tokens", k * n);
+    s.phase = a.get<std::int8_t>("phase", n);
+    s.temperature = a.get<float>("temperature", n);
+    s.top_p = a.get<float>("top_p", n);
+    s.key = a.get<std::uint64_t>("key", n);
+    s.windows = a.get<std::int64_t>("windows", k);
+    s.home = a.get<std::int64_t>("home", s.num_parts);
+    s.table = a.get<std::int64_t>("table", parts * s.table_width);
+    s.num_pages = a.get<std::int64_t>("num_pages", parts);
+    s.kv_len = a.get<std::int64_t>("kv_len", parts);
+    s.shared = a.get<bool>("shared", parts);
+    return s;
+  }
+
+  static roro::EngineStage stage(const py::dict& arrays, const py::dict& sizes) {
+    const Arrays a(arrays);
+    const std::int64_t t = size(sizes, "max_tokens"), n = size(sizes, "num_slots");
+    std::int64_t* tokens = a.get<std::int64_t>("batch_tokens", 4 * t);
+    std::int64_t* rows = a.get<std::int64_t>("batch_rows", 5 * (n + 1));
+    float* numbers = a.get<float>("batch_numbers", 3 * n);
+    return {t, tokens, tokens + t, tokens + 2 * t, tokens + 3 * t,
+            rows, rows + (n + 1), rows + 2 * (n + 1), rows + 3 * (n + 1), rows + 4 * (n + 1),
+            numbers, numbers + n, numbers + 2 * n,
+            a.get<std::int64_t>("batch_pages", n * size(sizes, "table_width"))};
+  }
+
+  static std::vector<roro::PartPool> pools_of(const py::list& pools) {
+    std::vector<roro::PartPool> out;
+    for (const py::handle& p : pools) {
+      const auto [pool, number] = p.cast<std::pair<roro::PagePool*, std::int64_t>>();
+      out.push_back({pool, number});
+    }
+    return out;
+  }
+
+  static std::vector<roro::Vocabulary> ends(const py::list& delimiters, const py::list& eos) {
+    std::vector<roro::Vocabulary> out;
+    for (std::size_t m = 0; m < delimiters.size(); ++m) {
+      const auto table = py::cast<py::array>(delimiters[m]), ids = py::cast<py::array>(eos[m]);
+      if (table.ndim() != 2) throw py::value_error("delimiters: expected two dimensions");
+      out.push_back({Arrays::at<std::int64_t>("delimiters", table, table.size()), table.shape(0), table.shape(1),
+                     Arrays::at<std::int64_t>("eos", ids, ids.size()), ids.size()});
+    }
+    return out;
+  }
+
+  py::tuple kept_;
+  roro::Batcher batcher_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -127,6 +282,15 @@ PYBIND11_MODULE(_host, m) {
         });
       },
       py::arg("root"), py::arg("tokens"), py::arg("page_size"));
+
+  py::class_<BatcherHolder>(m, "Batcher")
+      .def(py::init<const py::dict&, const py::dict&, const py::list&, const py::list&, const py::list&>(),
+           py::arg("arrays"), py::arg("sizes"), py::arg("pools"), py::arg("delimiters"), py::arg("eos"))
+      .def("schedule", &BatcherHolder::schedule, py::arg("part"))
+      .def("lay_out", &BatcherHolder::lay_out, py::arg("part"), py::arg("rows"), py::arg("start"), py::arg("count"))
+      .def("plain", &BatcherHolder::plain, py::arg("model"), py::arg("rows"), py::arg("finite"))
+      .def("append", &BatcherHolder::append, py::arg("model"), py::arg("rows"), py::arg("token"), py::arg("logprob"),
+           py::arg("entropy"));
 
   m.def("plan", &plan, py::arg("tokens"), py::arg("rows"), py::arg("start"), py::arg("count"), py::arg("page_table"),
         py::arg("page_size"));

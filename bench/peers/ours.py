@@ -109,16 +109,16 @@ class Ours(Peer):
         self.shared_passes = 0
         launch = self.engine.forward.launch
 
-        def launched(m: int, rows: Any) -> Any:
-            out = launch(m, rows)
+        def launched(m: int) -> Any:
+            out = launch(m)
             self.passes[m] += out is not None
             return out
 
         self.engine.forward.launch = launched  # type: ignore[method-assign]
         launch_shared = self.engine.forward.launch_shared
 
-        def launched_shared(rows: Any) -> bool:
-            out = launch_shared(rows)
+        def launched_shared() -> bool:
+            out = launch_shared()
             self.shared_passes += out
             return out
 

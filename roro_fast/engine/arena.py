@@ -86,7 +86,8 @@ def parts_of(models: Sequence[Decoder], depth: int) -> list[Part]:
 
 
 class Arena:
-    """`pages[c]` [pages, layers, 2, page_size, Hkv, D] of each part, and the `pool` that hands their numbers out.
+    """`pages[c]` [pages, layers, 2, page_size, Hkv, D] of each part, and the `pool` that hands their numbers out:
+    that of the part's device, `pools[c]` with the part's number there.
 
     kv_bytes: per device. depth: first layers that the models share. A part is the model of its number; the shared
     layers come last, with `states` [pages, page_size, H]. whole[c]: all that pages hold. capacity[c]: pages, when part
@@ -125,6 +126,7 @@ class Arena:
             empty = self.pages[-1][:, :0]  # a model without layers of its own goes by the shared pages
             self.pages = [pages if p.layers else empty for pages, p in zip(self.pages, parts, strict=True)]
         self.scratch = list(self.capacity)
+        self.pools = [(pools[p], k) for p, k in where]
         self.pool: PagePool | Pools = pools[0] if len(pools) == 1 else Pools(pools, where)
 
 

@@ -84,8 +84,6 @@ class StepEngine:
         self.num_models = len(models)
         of = [next(v for v in self.vocabularies if m in v.models) for m in range(self.num_models)]
         self.vocab_sizes, self.vocab_size = [v.size for v in of], of[0].size
-        self.eos_ids, self.delimiter_tables = [v.eos_ids for v in of], [v.ends for v in of]
-        self.delimiter_closed = len(delimiter)
         self.max_len = min([m.config.max_position for m in models] + [max_model_len or 1 << 62])
         self.max_batch_tokens = max_batch_tokens
         self.slots = Slots(max_num_seqs, self.max_len, self.num_models)
@@ -98,6 +96,8 @@ class StepEngine:
             "vocab_sizes": self.vocab_sizes,
             "max_tokens": max_batch_tokens,
             "graphs": on_gpu if graphs is None else graphs,
+            "delimiters": [v.ends for v in of],
+            "eos": [v.eos_ids for v in of],
         }
         self._share = may_share(share_layers, graphs, on_gpu, projections, len(self.vocabularies))
         self._lay_out(shared_layers(models) if self._share else 0)
@@ -239,14 +239,10 @@ class StepEngine:
             self._decide(ready, None)
         progress = bool(len(ready) or self._done)
         if self.shared_layers:
-            active = (slots.phase == Phase.WRITE) | (slots.phase == Phase.SCOUT)
-            progress |= self.forward.launch_shared(np.nonzero(active)[0])
+            progress |= self.forward.launch_shared()
         flying: list[tuple[Launched, list[boundary.Asked]]] = []
         for m in range(self.num_models):
-            rows = (slots.phase == Phase.WRITE) & (slots.writer == m)
-            if m == 0:
-                rows |= slots.phase == Phase.SCOUT
-            launched = self.forward.launch(m, np.nonzero(rows)[0]) if rows.any() else None
+            launched = self.forward.launch(m)
             progress |= launched is not None
             if launched is not None and self.overlap:
                 flying.append((launched, self._ask_early(launched)))
@@ -302,8 +298,17 @@ class StepEngine:
                 self._take(launched, sampled, asked)
 
     def _take(self, launched: Launched, sampled: list[np.ndarray], asked: Sequence[boundary.Asked]) -> None:
-        slots, m, rows, hidden = self.slots, launched.model, launched.rows, launched.hidden
+        m, rows, batcher = launched.model, launched.rows, self.forward.batcher
         token, logprob, entropy, _, finite = sampled
+        if asked or not batcher.plain(m, rows, finite):
+            live = self._sort_out(launched, finite, asked)
+            rows, token, logprob, entropy = rows[live], token[live], logprob[live], entropy[live]
+        for s, closed, ended, full in batcher.append(m, rows, token, logprob, entropy):
+            self._step_ended(s, closed, "eos" if ended else self._full_reason(s) if full else "")
+
+    def _sort_out(self, launched: Launched, finite: np.ndarray, asked: Sequence[boundary.Asked]) -> np.ndarray:
+        """Decide the scouted rows and end those without a number; says which rows the forward has written [N] bool."""
+        slots, m, rows, hidden = self.slots, launched.model, launched.rows, launched.hidden
         broken = rows[~finite]
         waiting = finite & (slots.phase[rows] == Phase.SCOUT)
         for a in asked:
@@ -321,21 +326,7 @@ class StepEngine:
             for j in range(self.kv.num_parts):
                 self.kv.forget(j, self.kv.table[j, s, : self.kv.num_pages[j, s]].tolist())
             self._finish(s, "nan")
-        rows, token = rows[live], token[live]
-        if not len(rows):
-            return
-        slots.append(rows, token, logprob[live], entropy[live])
-        heeded = ~slots.ignore_eos[rows]
-        ended = heeded & np.isin(token, self.eos_ids[m])
-        full = slots.length[rows] >= slots.max_total[rows]
-        matched = np.where(heeded, self.delimiter_tables[m][slots.matched[rows], token], 0)
-        slots.matched[rows] = matched
-        closed = ended | (matched == self.delimiter_closed)
-        capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]
-        for i in np.nonzero(closed | full | capped)[0]:
-            s = int(rows[i])
-            reason = "eos" if ended[i] else self._full_reason(s) if full[i] else ""
-            self._step_ended(s, bool(closed[i]), reason)
+        return live
 
     def _full_reason(self, s: int) -> str:
         request = self.slots.request[s]

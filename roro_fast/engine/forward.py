@@ -7,28 +7,27 @@ pool run at the same time and the host waits for all of them at once. Where the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from roro_fast.engine.batching import Batch, Stage
 from roro_fast.engine.graphs import DecodeGraphs, DecodeRows
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
 from roro_fast.engine.projection.catch_up import ProjectedCatchUp
-from roro_fast.engine.rng import uniforms
-from roro_fast.engine.slots import Slots
+from roro_fast.engine.slots import Phase, Slots
 from roro_fast.engine.transfer import Download, upload
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import Cut, PagedBatch, infer, logits
 from roro_fast.models.trunk import trunk_params
-from roro_fast.ops.kv_handoff import CatchUpBatch, plan
 from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import SampledStep, sample_step
 from roro_fast.profiling import mark
-
-DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
 
 
 @dataclass(slots=True)
@@ -52,14 +51,15 @@ class Forward:
         slots: Slots,
         kv: KVCache,
         memory: Memory,
+        stage: Stage,
         *,
         vocab_sizes: list[int],
-        max_tokens: int,
         graph_rows: int = 0,
         depth: int = 0,
     ) -> None:
-        self.models, self.slots, self.kv, self.memory = models, slots, kv, memory
-        self.vocab_sizes, self.max_tokens, self.depth = vocab_sizes, max_tokens, depth
+        self.models, self.slots, self.kv, self.memory, self.stage = models, slots, kv, memory, stage
+        self.vocab_sizes, self.max_tokens, self.depth = vocab_sizes, stage.tokens.shape[1], depth
+        self.batcher: Any = None
         self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         if depth:
@@ -106,25 +106,42 @@ class Forward:
         stream = self._streams[m]
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def launch(self, m: int, rows: np.ndarray) -> Launched | None:
-        """Queue model m's forward over the missing tokens of `rows`, and the draw of their next tokens.
-
-        None when no row could get memory.
-        """
+    def launch(self, m: int) -> Launched | None:
+        """Queue model m's forward over what it has not seen of the rows that wait for it, and the draw of their next
+        tokens. None when there are no such rows, or none could get memory."""
         with self.on(m):
-            if self.projecting is not None:
-                self.projecting.project(m, rows, lambda: self._meet(m))
-            preempted = self.kv.stats.preemptions
-            with mark("schedule"):
-                rows, start, count, keys = self.memory.schedule(m, rows, self.max_tokens)
-                if not len(rows):
-                    return None
-            if self.kv.stats.preemptions > preempted:
-                self._after_all(m)
-            launched = self._run(m, rows, start, count)
+            batch, keys = self._next(m)
+            if batch is None:
+                return None
+            launched = self._run(m, batch)
         for s, chain in keys.items():
             self.kv.publish_prefix(m, s, chain, self.slots.tokens[s])
         return launched
+
+    def _next(self, part: int) -> tuple[Batch | None, dict[int, list[int]]]:
+        """The next forward of `part`, on the stage and with its memory, and the prefix keys by slot to be published."""
+        if self.projecting is None:
+            with mark("schedule"):
+                found = self.batcher.schedule(part)
+                if found is not None:
+                    return (Batch(*found) if found[0] else None), {}
+        rows = self._waiting(part)
+        if self.projecting is not None and len(rows):
+            self.projecting.project(part, rows, lambda: self._meet(part))
+        preempted = self.kv.stats.preemptions
+        with mark("schedule"):
+            rows, start, count, keys = self.memory.schedule(part, rows, self.max_tokens)
+            if not len(rows):
+                return None, {}
+        if self.kv.stats.preemptions > preempted:
+            self._after_all(part)
+        return Batch(*self.batcher.lay_out(part, rows, start, count)), keys
+
+    def _waiting(self, part: int) -> np.ndarray:
+        """Slots that wait for a forward of `part`."""
+        slots, scout = self.slots, part in (0, self.kv.trunk)
+        mine = (slots.phase == Phase.WRITE) & ((slots.writer == part) | (part == self.kv.trunk))
+        return np.flatnonzero(mine | (slots.phase == Phase.SCOUT)) if scout else np.flatnonzero(mine)
 
     def _after_all(self, m: int) -> None:
         """Let model m's stream wait for the others: it was given pages that one of them may still be writing."""
@@ -141,85 +158,66 @@ class Forward:
             if (mine := self._streams[m]) is not None and other is not mine:
                 other.wait_stream(mine)
 
-    def launch_shared(self, rows: np.ndarray) -> bool:
-        """Queue the forward of the shared layers over what they have not seen of `rows`. False when it is nothing."""
+    def launch_shared(self) -> bool:
+        """Queue the forward of the shared layers over what they have not seen of all rows. False when it is nothing."""
         c, kv = len(self.models), self.kv
         with self.on(0):
-            with mark("schedule"):
-                rows, start, count, keys = self.memory.schedule(c, rows, self.max_tokens)
-                if not len(rows):
-                    return False
-            table, context, batch, prefix = self._plan(c, rows, start, count)
-            self.slots.forward_tokens[c, rows] += count
-            kv.kv_len[c, rows] = context
-            with (self._decode_marks if len(rows) == len(batch.ids) else self._catch_up_marks)[c]:
-                sent = upload((*batch[:3], table, context, batch.cu_seqlens, *(prefix or ())), kv.states.device)
-                ids, positions, where, pages, lens, cu = sent[:6]
-                groups = PrefixGroups(*sent[6:]) if prefix else None
-                cut = Cut(self.depth, kv.states, where, True)
-                paged = PagedBatch(ids, positions, where, kv.pages[c], pages, lens, cu, groups, cut=cut)
-                infer(self.models[0], paged)
+            batch, keys = self._next(c)
+            if batch is None:
+                return False
+            with (self._decode_marks if batch.wanted == batch.tokens else self._catch_up_marks)[c]:
+                paged, _ = self._paged(c, batch, ())
+                infer(self.models[0], paged._replace(cut=Cut(self.depth, kv.states, paged.slots, True)))
         for s, chain in keys.items():
             kv.publish_prefix(c, s, chain, self.slots.tokens[s])
         return True
 
-    def _plan(
-        self, c: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, CatchUpBatch, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
-        """(page table, context, batch, shared prefixes) of a forward of part c, which is charged for."""
-        kv, context, home = self.kv, start + count, self.kv.home(c)
-        table = kv.table[home, rows, : kv.pages_for(int(context.max()))]
-        batch = plan(self.slots.tokens, rows, start, count, kv.table[home], kv.page_size)
-        self.slots.charge(c, rows, count, context)
-        alone = home != c or len(rows) == 1
-        return table, context, batch, None if alone else shared_prefixes(table, start, kv.page_size)
-
-    def _run(self, m: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray) -> Launched:
-        slots, kv = self.slots, self.kv
-        table, context, batch, prefix = self._plan(m, rows, start, count)
-        slots.forward_tokens[m, rows] += context - np.minimum(kv.kv_len[m, rows], start)
-        kv.kv_len[m, rows] = context
-        residuals = None
-        if kv.trunk is not None:
-            at = batch if kv.home(m) != m else plan(slots.tokens, rows, start, count, kv.table[kv.trunk], kv.page_size)
-            residuals = at.slots
-        whole = context == slots.length[rows]
-        ends, rows = np.cumsum(count)[whole] - 1, rows[whole]
-        draws = uniforms(slots.key[rows], slots.length[rows] + slots.rewrites[rows] * DRAW_STRIDE)
-        settings = draws, slots.temperature[rows], slots.top_k[rows], slots.top_p[rows]
-        graphs, decoding = self._graphs[m], len(rows) == len(batch.ids)
+    def _run(self, m: int, batch: Batch) -> Launched:
+        graphs, decoding, rows = (
+            self._graphs[m],
+            batch.wanted == batch.tokens,
+            self.stage.rows[0, : batch.wanted].copy(),
+        )
         with (self._decode_marks if decoding else self._catch_up_marks)[m]:
-            if graphs is not None and decoding and len(rows) <= graphs.max_rows:
-                decode = DecodeRows(batch.ids, batch.positions, batch.slots, table, context, *settings, prefix)
-                hidden, sampled = graphs.run(decode)
+            if graphs is not None and decoding and batch.rows <= graphs.max_rows:
+                hidden, sampled = graphs.run(self._decode_rows(batch))
             else:
-                hidden, sampled = self._eager(m, batch, table, context, prefix, ends, settings, residuals)
+                hidden, sampled = self._eager(m, batch)
             return Launched(m, rows, hidden, sampled, Download(sampled))
 
-    def _eager(
-        self,
-        m: int,
-        batch: CatchUpBatch,
-        table: np.ndarray,
-        context: np.ndarray,
-        prefix: tuple[np.ndarray, ...] | None,
-        ends: np.ndarray,
-        settings: tuple[np.ndarray, ...],
-        residuals: np.ndarray | None,
-    ) -> tuple[torch.Tensor, SampledStep]:
-        """Hidden states and samples of the tokens `ends` of the batch."""
-        model, (draws, temperature, top_k, top_p) = self.models[m], settings
-        parts = batch.ids, batch.positions, batch.slots, table, context, batch.cu_seqlens
-        limits = (top_k, top_p) if top_k.any() or (top_p < 1).any() else ()
-        sent = upload(
-            (*parts, ends, draws, temperature, *limits, *(prefix or ()), *(() if residuals is None else (residuals,))),
-            model.device,
-        )
-        ids, positions, where, pages, lens, cu, last, u, heat = sent[:9]
-        cut = None if residuals is None else Cut(self.depth, self.kv.states, sent.pop(), False)
-        groups = PrefixGroups(*sent[-3:]) if prefix else None
-        paged = PagedBatch(ids, positions, where, self.kv.pages[m], pages, lens, cu, groups, last, cut)
-        hidden = infer(model, paged)
+    def _decode_rows(self, b: Batch) -> DecodeRows:
+        stage, n = self.stage, b.rows
+        ids, positions, where = stage.tokens[:3, :n]
+        draws, temperature, top_p = stage.numbers[:, :n]
+        pages, lens, top_k = stage.pages[:n, : b.pages], stage.rows[1, :n], stage.rows[4, :n]
+        return DecodeRows(ids, positions, where, pages, lens, draws, temperature, top_k, top_p, self._prefix(b))
+
+    def _prefix(self, b: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What `shared_prefixes` finds in the batch on the stage."""
+        if not b.alike:
+            return None
+        stage, n = self.stage, b.rows
+        before = stage.rows[1, :n] - np.diff(stage.rows[2, : n + 1])
+        return shared_prefixes(stage.pages[:n, : b.pages], before, self.kv.page_size)
+
+    def _paged(self, part: int, b: Batch, more: Sequence[np.ndarray]) -> tuple[PagedBatch, list[torch.Tensor]]:
+        """The batch on the stage, and other arrays, where the part runs."""
+        stage, n, prefix = self.stage, b.rows, self._prefix(b)
+        parts = *stage.tokens[:3, : b.tokens], stage.pages[:n, : b.pages], stage.rows[1, :n], stage.rows[2, : n + 1]
+        sent = upload((*parts, *(prefix or ()), *more), self.kv.pages[part].device)
+        ids, positions, where, pages, lens, cu = sent[:6]
+        groups = PrefixGroups(*sent[6:9]) if prefix else None
+        batch = PagedBatch(ids, positions, where, self.kv.pages[part], pages, lens, cu, groups)
+        return batch, sent[len(sent) - len(more) :]
+
+    def _eager(self, m: int, b: Batch) -> tuple[torch.Tensor, SampledStep]:
+        """Hidden states and samples of the wanted tokens of the batch on the stage."""
+        model, stage, k = self.models[m], self.stage, b.wanted
+        draws, temperature, top_p = stage.numbers[:, :k]
+        more = stage.rows[3, :k], draws, temperature, stage.rows[4, :k], top_p, stage.tokens[3, : b.tokens]
+        paged, (wanted, u, heat, *limits, residuals) = self._paged(m, b, more)
+        cut = None if self.kv.trunk is None else Cut(self.depth, self.kv.states, residuals, False)
+        hidden = infer(model, paged._replace(wanted=wanted, cut=cut))
         scores = logits(model, hidden)[:, : self.vocab_sizes[m]]
         with mark("sample"):
-            return hidden, sample_step(scores, u, heat, *(sent[9:11] if limits else ()))
+            return hidden, sample_step(scores, u, heat, *(limits if b.truncated else ()))

@@ -66,7 +66,7 @@ class KVCache:
         self.page_size, self.num_models, self.device_group = page_size, len(models), np.array(arena.group)
         self.page_bytes, self.capacity, self.scratch = arena.page_bytes, arena.capacity, arena.scratch
         self.pool, self.pages, self.whole, self.slab_bytes = arena.pool, arena.pages, arena.whole, arena.slab_bytes
-        self.num_parts = len(self.pages)
+        self.pools, self.num_parts = arena.pools, len(self.pages)
         self.trunk = len(models) if depth else None
         self.states = arena.states if depth else torch.empty(0)
         width = -(-max_len // page_size)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from roro_fast.engine.batching import Stage, make_batcher
 from roro_fast.engine.forward import Forward
 from roro_fast.engine.kv import CacheStats, KVCache
 from roro_fast.engine.memory import Memory
@@ -38,9 +42,12 @@ def lay_out(
     vocab_sizes: list[int],
     max_tokens: int,
     graphs: bool,
+    delimiters: Sequence[np.ndarray],
+    eos: Sequence[np.ndarray],
     stats: CacheStats | None = None,
 ) -> tuple[KVCache, Memory, Forward]:
-    """For models that share their first `depth` layers; graphs: replay decode batches, where depth is 0."""
+    """For models that share their first `depth` layers; graphs: replay decode batches, where depth is 0.
+    delimiters, eos: what ends a step and an answer, see `batching`."""
     num_slots = len(slots.phase)
     kv = KVCache(
         models,
@@ -53,6 +60,7 @@ def lay_out(
     )
     memory = Memory(kv, slots)
     rows = num_slots if graphs and not depth else 0
-    return kv, memory, Forward(
-        models, slots, kv, memory, vocab_sizes=vocab_sizes, max_tokens=max_tokens, graph_rows=rows, depth=depth
-    )  # fmt: skip
+    stage = Stage(num_slots, max_tokens, kv.table.shape[2])
+    forward = Forward(models, slots, kv, memory, stage, vocab_sizes=vocab_sizes, graph_rows=rows, depth=depth)
+    forward.batcher = make_batcher(slots, kv, stage, delimiters, eos)
+    return kv, memory, forward

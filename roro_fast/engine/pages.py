@@ -308,6 +308,11 @@ else:
     chain_hashes = _host_module.chain_hashes
 
 
+def native_module() -> Any:
+    """`roro_fast._host`, or None where the Python implementations serve."""
+    return _host_module
+
+
 def root_hash(model: int, weight_version: int) -> int:
     """Parent key of the first page of a sequence: pages are shared only within one model and one weight version."""
     return chain_hash(0, [model, weight_version])

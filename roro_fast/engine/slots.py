@@ -50,7 +50,7 @@ class Slots:
         self.flops = np.zeros(n)
         self.flops_per_token, self.flops_per_pair = np.zeros(num_models + 1), np.zeros(num_models + 1)
         self.window_flops_per_pair = np.zeros(num_models + 1)  # of layers that see a window of this many tokens
-        self.windows = [0] * (num_models + 1)
+        self.windows = np.zeros(num_models + 1, np.int64)
         self.discarded, self.cached = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.routing_seconds = np.zeros(n)
         self.draws = np.zeros(n, np.int64)  # routing decisions drawn so far

@@ -56,7 +56,7 @@ def vocabularies(models: Sequence[Decoder], tokenizer: Any, delimiter: str) -> l
         eos = {i for c in configs for i in c.eos_ids} | {shared.eos_token_id}
         size = min(c.vocab_size for c in configs)
         ends = StepBoundary(shared, delimiter, size).table.numpy()
-        out.append(Vocabulary(shared, mine, size, np.array(sorted(i for i in eos if i is not None)), ends))
+        out.append(Vocabulary(shared, mine, size, np.array(sorted(i for i in eos if i is not None), np.int64), ends))
     return out
 
 

@@ -168,13 +168,14 @@ def test_a_group_computes_its_common_prompt_once() -> None:
     rows = [Request(common, sample=i, max_new_tokens=1, temperature=1.0, model=1, tag={"id": i}) for i in range(16)]
     e = engine(family("prefix"), max_num_seqs=16, page_size=8)
     ran = [0, 0]
-    run_, launch = e.forward._plan, e.forward.kv.trunk
+    following = e.forward._next
 
-    def counted(c: int, rows: np.ndarray, start: np.ndarray, count: np.ndarray):  # type: ignore[no-untyped-def]
-        ran[c == launch] += int(count.sum())
-        return run_(c, rows, start, count)
+    def counted(part: int):  # type: ignore[no-untyped-def]
+        batch, keys = following(part)
+        ran[part == e.kv.trunk] += batch.tokens if batch else 0
+        return batch, keys
 
-    e.forward._plan = counted  # type: ignore[method-assign]
+    e.forward._next = counted  # type: ignore[method-assign]
     run(e, rows)
     assert ran == [33 + 15, 33 + 15]
     assert e.kv.stats.hit_tokens == 2 * 15 * 32
@@ -279,9 +280,9 @@ def test_wrong_residuals_would_be_noticed() -> None:
     e = engine(family("prefix"))
     infer_rows = e.forward.launch
 
-    def forgetful(m: int, rows: np.ndarray):  # type: ignore[no-untyped-def]
+    def forgetful(m: int):  # type: ignore[no-untyped-def]
         e.kv.states[:, 1:] = e.kv.states[:, :-1].clone()
-        return infer_rows(m, rows)
+        return infer_rows(m)
 
     e.forward.launch = forgetful  # type: ignore[method-assign]
     got, want = run(e, workload(), Drawn()), apart("prefix", "next")
