@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from bench.studies import points
 from bench.studies.twins import twin
 from roro_fast.cli_stages import run_stages
 from roro_fast.config import Config
 from roro_fast.config_io import load_config
 from roro_fast.eval.catalogue import AFTER
-from roro_fast.eval.records import PointResult, load_points, save_points
+from roro_fast.eval.records import PointResult
 from roro_fast.eval.stages import learned, runner
 from roro_fast.eval.study import build_study
 from roro_fast.eval.sweep import baseline_settings
@@ -32,7 +32,7 @@ from roro_fast.files import write_json
 from roro_fast.runs import RunDirectory
 from roro_fast.runs.meta import provenance
 from roro_fast.train.context import Context
-from roro_fast.train.router_stage import ROUTERS, configured_reward, reference, train_arm
+from roro_fast.train.router_stage import configured_reward, reference
 from roro_fast.train.setup import Workbench
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -91,33 +91,29 @@ def routers(ctx: Context) -> None:
     ref = reference(ctx, ctx.prompts("train"))
     reward = configured_reward(ctx, ref)
     for arm, steps in ((f"{BASE}{AFTER}{EARLY}", EARLY), (BASE, c.steps)):
-        if not (ctx.run.path / ROUTERS / arm / "history.json").is_file():
-            train_arm(ctx, arm, dataclasses.replace(c, steps=steps), reward, ref)
+        points.trained(ctx, arm, dataclasses.replace(c, steps=steps), reward, ref)
 
 
 def measure(trained: Context, at: Context, name: str, folder: str = POINTS) -> None:
     """Operating points of a run's routers on the test split of `at`, under the name of the variant."""
     for arm in (f"{BASE}{AFTER}{EARLY}", BASE):
         called = f"{name}{arm.removeprefix(BASE)}"
-        path = trained.run.path / folder / f"{called}.safetensors"
-        if path.is_file():
-            continue
-        path.parent.mkdir(exist_ok=True)
-        start = time.perf_counter()
-        points = runner(at, "test").run(called, learned(trained, arm), seed=trained.config.run.seed)
-        save_points(path, points)
-        best = max(float(p.correct.mean()) for p in points)
-        console.print(f"{path.parent}: {called}: best accuracy {best:.3f}, {time.perf_counter() - start:.0f} s")
+
+        def make(arm: str = arm, called: str = called) -> list[PointResult]:
+            return runner(at, "test").run(called, learned(trained, arm), seed=trained.config.run.seed)
+
+        points.once(trained.run.path / folder / f"{called}.safetensors", make, console)
 
 
 def baselines(at: Context, folder: Path) -> None:
     """The arms that no seed changes, to compare with."""
     for arm in BASELINES:
-        path = folder / f"{arm}.safetensors"
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
+
+        def make(arm: str = arm) -> list[PointResult]:
             settings = baseline_settings(arm, at.bench.task, len(at.bench.models), at.config.router.action_space)
-            save_points(path, runner(at, "test").run(arm, settings, seed=0))
+            return runner(at, "test").run(arm, settings, seed=0)
+
+        points.once(folder / f"{arm}.safetensors", make, console)
 
 
 def run_variant(name: str, seed: Seed, base: RunDirectory) -> None:
@@ -172,18 +168,14 @@ def collate(resamples: int) -> None:
         "transfer_nano_others": (OTHERS, [OUTCOME_ONLY], f"ledger:{KINDS_TESTED}"),
     }
     for name, (folder, references, task) in studies.items():
-        unique: dict[tuple[str, int, float], PointResult] = {}
-        for path in sorted(ROOT.glob(f"*/{folder}/*.safetensors")):
-            for p in load_points(path):
-                p = dataclasses.replace(p, seed=0) if p.arm in BASELINES else p
-                unique.setdefault((p.arm, p.seed, p.knob), p)
+        found = points.gather(sorted(ROOT.glob(f"*/{folder}/*.safetensors")), BASELINES)
         meta = {
             "command": "python -m bench.studies.ablation_study run; ... collate",
             "config": dataclasses.asdict(Seed(0).config(BASE)),
             "variants": {k: list(v.overrides) for k, v in VARIANTS.items()},
             "versions": provenance(),
         }
-        study = build_study(list(unique.values()), meta=meta, task=task, references=references, resamples=resamples)
+        study = build_study(found, meta=meta, task=task, references=references, resamples=resamples)
         write_json(RESULTS / f"{name}.json", study)
         console.print(f"wrote {name}.json")
 

@@ -1,7 +1,7 @@
 """The published baselines on the nano pair: one engine, one cost accounting, several seeds, one test split.
 
-    python bench/studies/baselines_study.py                # 3 seeds, bench/results/baselines_nano.json; resumable
-    python bench/studies/baselines_study.py --arms r2r rsd --seeds 0 --queries 40 --out /tmp/some.json
+    python -m bench.studies.baselines_study                # 3 seeds, bench/results/baselines_nano.json; resumable
+    python -m bench.studies.baselines_study --arms r2r rsd --seeds 0 --queries 40 --out /tmp/some.json
 
 A seed draws the train queries that a baseline is fitted on, the calibrate queries that set its thresholds, and the
 random numbers of its training. The test queries are the same for all; nothing is chosen on them.
@@ -13,17 +13,18 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from bench.studies import points
 from roro_fast.config import BASELINE_ARMS, Config, choose_all
 from roro_fast.config_io import load_config
 from roro_fast.eval.baselines import BUILDERS, Fitting
-from roro_fast.eval.records import PointResult, load_points, save_points
+from roro_fast.eval.records import PointResult
 from roro_fast.eval.study import build_study
 from roro_fast.eval.sweep import Runner, baseline_settings
 from roro_fast.files import write_json
@@ -49,19 +50,13 @@ def runner(bench: Workbench, split: str, n: int, seed: int) -> Runner:
 
 def measure(bench: Workbench, arm: str, seed: int, fitting: Fitting, test: Runner) -> list[PointResult]:
     """Operating points of one arm on the test queries."""
-    start = time.perf_counter()
     if arm == "confidence":  # brought to the same budgets as the others, instead of a fixed grid
         settings = fitting.at_budgets(ConfidenceThreshold(0.5))
     elif arm in BUILDERS:
         settings = BUILDERS[arm](fitting)
     else:
         settings = baseline_settings(arm, bench.task, len(bench.models), "regenerate")
-    fitted = time.perf_counter()
-    points = test.run(arm, settings, seed=seed)
-    best = max(float(p.correct.mean()) for p in points)
-    seconds = f"fitted in {fitted - start:.0f} s, run in {time.perf_counter() - fitted:.0f} s"
-    console.print(f"seed {seed} {arm}: best accuracy {best:.3f}, {seconds}")
-    return points
+    return test.run(arm, settings, seed=seed)
 
 
 def run(config: Config, arms: list[str], seeds: list[int], folder: Path) -> list[PointResult]:
@@ -77,10 +72,8 @@ def run(config: Config, arms: list[str], seeds: list[int], folder: Path) -> list
             if arm in DETERMINISTIC and seed != seeds[0]:
                 continue
             path = folder / f"{arm}-{seed}.safetensors"
-            if not path.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                save_points(path, measure(bench, arm, seed, fitting, test))
-            out += load_points(path)
+            points.once(path, partial(measure, bench, arm, seed, fitting, test), console)
+            out += points.gather([path])
     return out
 
 
@@ -107,14 +100,14 @@ def main() -> int:
     overrides = ["task.seed=1", f"task.n_test={args.queries}", "eval.budgets=[0.15,0.2,0.25,0.3,0.35,0.4,0.5,0.6,0.8]"]
     config = load_config("nano", overrides)
     arms = [*ANCHORS, *PLAIN, *args.arms]
-    points = run(config, arms, args.seeds, ROOT / f"q{args.queries}")
+    found = run(config, arms, args.seeds, ROOT / f"q{args.queries}")
     meta = {
-        "command": "python bench/studies/baselines_study.py",
+        "command": "python -m bench.studies.baselines_study",
         "config": dataclasses.asdict(config),
         "fitting": {"train": TRAIN, "calibrate": CALIBRATE, "ppo_steps": config.eval.fit_steps},
         "versions": provenance(),
     }
-    study = build_study(points, meta=meta, references=REFERENCES, resamples=args.resamples)
+    study = build_study(found, meta=meta, references=REFERENCES, resamples=args.resamples)
     write_json(args.out, study)
     print(json.dumps(summary(study)))
     return 0

@@ -14,18 +14,18 @@ import argparse
 import dataclasses
 import json
 import shutil
-import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from bench.studies import points
 from bench.studies.twins import twin
 from roro_fast.cli_stages import run_stages
 from roro_fast.config import Config
 from roro_fast.config_io import load_config
 from roro_fast.eval.catalogue import AFTER
-from roro_fast.eval.records import PointResult, load_points, save_points
+from roro_fast.eval.records import PointResult
 from roro_fast.eval.stages import learned, runner
 from roro_fast.eval.study import build_study
 from roro_fast.eval.sweep import baseline_settings
@@ -33,7 +33,7 @@ from roro_fast.files import write_json
 from roro_fast.runs import RunDirectory
 from roro_fast.runs.meta import provenance
 from roro_fast.train.context import Context
-from roro_fast.train.router_stage import ROUTERS, process_reward, reference, train_arm
+from roro_fast.train.router_stage import ROUTERS, process_reward, reference
 from roro_fast.train.rubric_stage import load_judge, load_rubrics
 from roro_fast.train.setup import Workbench
 
@@ -54,18 +54,13 @@ def config_of(seed: int, overrides: list[str]) -> Config:
 
 def measure(ctx: Context, arm: str) -> None:
     """Operating points of one arm on the test split, unless they are there already."""
-    path = ctx.run.path / "points" / f"{arm}.safetensors"
-    if path.is_file():
-        return
-    path.parent.mkdir(exist_ok=True)
-    trained = (ctx.run.path / ROUTERS / arm).is_dir()
-    settings = learned(ctx, arm) if trained else baseline_settings(arm, ctx.bench.task, len(ctx.bench.models))
-    start = time.perf_counter()
-    points = runner(ctx, "test").run(arm, settings, seed=ctx.config.run.seed)
-    save_points(path, points)
-    best = max(float(p.correct.mean()) for p in points)
-    seconds = time.perf_counter() - start
-    console.print(f"seed {ctx.config.run.seed} {arm}: best accuracy {best:.3f}, {seconds:.0f} s")
+
+    def make() -> list[PointResult]:
+        by_router = (ctx.run.path / ROUTERS / arm).is_dir()
+        settings = learned(ctx, arm) if by_router else baseline_settings(arm, ctx.bench.task, len(ctx.bench.models))
+        return runner(ctx, "test").run(arm, settings, seed=ctx.config.run.seed)
+
+    points.once(ctx.run.path / "points" / f"{arm}.safetensors", make, console)
 
 
 def train_arms(ctx: Context) -> None:
@@ -78,8 +73,7 @@ def train_arms(ctx: Context) -> None:
         seed = ctx.config.run.seed
         reward = process_reward(kind, seed=seed, queries=texts, ref=ref, judge=judge, rubrics=rubrics, ctx=ctx)
         for name, steps in (*early(arm), (arm, ctx.config.router.steps)):
-            if not (ctx.run.path / ROUTERS / name / "history.json").is_file():
-                train_arm(ctx, name, dataclasses.replace(ctx.config.router, steps=steps), reward, ref)
+            points.trained(ctx, name, dataclasses.replace(ctx.config.router, steps=steps), reward, ref)
 
 
 def early(arm: str) -> list[tuple[str, int]]:
@@ -114,30 +108,25 @@ def run_seed(seed: int, overrides: list[str]) -> None:
 
 
 def collate(resamples: int) -> None:
-    points: list[PointResult] = []
-    folders = sorted(p for p in ROOT.glob("seed-*/points"))
+    found = points.gather(sorted(ROOT.glob("seed-*/points/*.safetensors")), DETERMINISTIC)
     histories = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")):
-            found = load_points(path)
-            points += [dataclasses.replace(p, seed=0) if p.arm in DETERMINISTIC else p for p in found]
+    for folder in sorted(ROOT.glob("seed-*/points")):
         log = folder.parent / "stages" / "rubric.json"
         histories[folder.parent.name] = json.loads(log.read_text())["summary"].get("history", [])
-    facts = provenance()
     meta = {
         "command": "python -m bench.studies.nano_study run --seeds 0 1 2 3 4; ... collate",
         "config": dataclasses.asdict(config_of(0, [])),
-        "versions": facts,
+        "versions": provenance(),
         "judge": histories,
     }
     references = ["outcome_only", "roro", *(name for name, _ in early("outcome_only"))]
-    write_json(RESULT, build_study(points, meta=meta, references=references, resamples=resamples))
+    write_json(RESULT, build_study(found, meta=meta, references=references, resamples=resamples))
     console.print(f"wrote {RESULT}")
 
 
 def quickstart(run: RunDirectory, resamples: int) -> None:
     """The frontier of one `roro quickstart`, in the study's schema."""
-    points = [p for path in sorted((run.path / "eval").glob("*.safetensors")) for p in load_points(path)]
+    found = points.gather(sorted((run.path / "eval").glob("*.safetensors")))
     history = json.loads((run.path / "stages" / "rubric.json").read_text())["summary"]["history"]
     meta = {
         "command": "roro quickstart; python -m bench.studies.nano_study quickstart",
@@ -146,7 +135,7 @@ def quickstart(run: RunDirectory, resamples: int) -> None:
         "judge": {run.path.name: history},
     }
     target = RESULT.with_name("nano_quickstart.json")
-    write_json(target, build_study(points, meta=meta, resamples=resamples))
+    write_json(target, build_study(found, meta=meta, resamples=resamples))
     console.print(f"wrote {target}")
 
 

@@ -7,6 +7,7 @@ and z_j = w x_j + b. A step is right when all its tokens are, so its logit is th
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from roro_fast.models.decoder import Decoder
 from roro_fast.routing.scoring import Pieces, StepScores, Trace, one_pass
 
 SETTINGS, KIND = "prm.json", "probe"
+KNOWN = 65536  # traces whose scores are kept
 
 
 def step_logits(z: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:
@@ -33,17 +35,28 @@ def step_logits(z: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor
 
 
 class ProbeScorer:
-    """`weight` [H + 2], `bias` []: the head. Scores are probabilities that a step is right."""
+    """`weight` [H + 2], `bias` []: the head. Scores are probabilities that a step is right.
+
+    `system` is the system message under which the body is asked the problem. Scores of traces met before are not
+    computed again; an answer is charged for its reading all the same, since a cost is the answer's own.
+    """
 
     def __init__(
-        self, body: Decoder, tokenizer: Any, weight: torch.Tensor, bias: torch.Tensor, max_tokens: int = 8192
+        self,
+        body: Decoder,
+        tokenizer: Any,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        max_tokens: int = 8192,
+        system: str = "",
     ) -> None:
         if weight.shape != (body.config.hidden_size + 2,):
             raise CheckpointError(
                 f"prm: a head of {tuple(weight.shape)} weights does not fit a body of width {body.config.hidden_size}; "
                 "train it on this body"
             )
-        self.body, self.pieces, self.max_tokens = body, Pieces(tokenizer), max_tokens
+        self.body, self.pieces, self.max_tokens = body, Pieces(tokenizer, system=system), max_tokens
+        self._known: OrderedDict[Trace, StepScores] = OrderedDict()
         self.weight, self.bias = weight.to(body.device), bias.to(body.device)
         self.name = KIND
 
@@ -73,11 +86,17 @@ class ProbeScorer:
         step = torch.arange(len(sizes), device=h.device).repeat_interleave(torch.tensor(sizes, device=h.device))
         return torch.cat((chosen, entropy, h[torch.from_numpy(here)]), -1), step, read
 
-    @torch.no_grad()
     def score(self, traces: Sequence[Trace]) -> list[StepScores]:
-        if not all(t.steps for t in traces):
-            some = iter(self.score([t for t in traces if t.steps]) if any(t.steps for t in traces) else ())
-            return [next(some) if t.steps else StepScores((), (), ()) for t in traces]
+        new = [t for t in dict.fromkeys(traces) if t.steps and t not in self._known]
+        if new:
+            self._known.update(zip(new, self._score(new), strict=True))
+        found = [self._known[t] if t.steps else StepScores((), (), ()) for t in traces]
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+        return found
+
+    @torch.no_grad()
+    def _score(self, traces: Sequence[Trace]) -> list[StepScores]:
         x, step, read = self.features(traces)
         counts = [len(t.steps) for t in traces]
         p = torch.sigmoid(step_logits(x @ self.weight + self.bias, step, sum(counts))).cpu()
@@ -94,11 +113,11 @@ class ProbeScorer:
         write_json(directory / SETTINGS, {"kind": KIND, **record})
 
     @classmethod
-    def load(cls, directory: Path, body: Decoder, tokenizer: Any) -> ProbeScorer:
+    def load(cls, directory: Path, body: Decoder, tokenizer: Any, system: str = "") -> ProbeScorer:
         """A head saved by `save` on the body it was trained for."""
         try:
             head = load_file(directory / "model.safetensors")
-            return cls(body, tokenizer, head["weight"], head["bias"])
+            return cls(body, tokenizer, head["weight"], head["bias"], system=system)
         except (OSError, SafetensorError, KeyError) as e:
             raise CheckpointError(f"{directory}: not a readable process reward head ({e})") from e
 

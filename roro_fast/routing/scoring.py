@@ -128,11 +128,12 @@ def beginnings(trace: Trace) -> list[Trace]:
 class Pieces:
     """Token ids of traces, made piece by piece, which fixes where each step begins; pieces met before are not redone.
 
-    A tokenizer with a chat template gets the problem as the user's turn. `separator` is written after every step.
+    A tokenizer with a chat template gets the problem as the user's turn, after the `system` message if there is one.
+    `separator` is written after every step.
     """
 
-    def __init__(self, tokenizer: Any, separator: str = "") -> None:
-        self.tokenizer, self.separator = tokenizer, separator
+    def __init__(self, tokenizer: Any, separator: str = "", system: str = "") -> None:
+        self.tokenizer, self.separator, self.system = tokenizer, separator, system
         self._prompt = lru_cache(maxsize=4096)(self._encode_prompt)
         self._step = lru_cache(maxsize=65536)(self._encode_step)
 
@@ -149,6 +150,8 @@ class Pieces:
         if not getattr(self.tokenizer, "chat_template", None):
             return tuple(self.tokenizer(prompt)["input_ids"])
         turn = [{"role": "user", "content": prompt}]
+        if self.system:
+            turn.insert(0, {"role": "system", "content": self.system})
         text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

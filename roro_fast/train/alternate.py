@@ -148,7 +148,7 @@ def evaluate(judge: Judge, rubricor: Rubricor, pairs: Sequence[Pair], config: Ru
     good = {q: r for q, r in rubrics.items() if isinstance(r, Rubric)}
     judged = [p for p in pairs if p.query_id in good]
     inputs = [JudgeInput(p.prompt, c.view, good[p.query_id]) for p in judged for c in (p.chosen, p.rejected)]
-    verdicts = judge.score(inputs)
+    verdicts = judge.scorer(config.bf16).score(inputs)
     gains = [a.score - b.score for a, b in zip(verdicts[0::2], verdicts[1::2], strict=True)]
     row: dict[str, Any] = {"heldout_pairs": len(pairs), "accuracy": round(sum(g > 0 for g in gains) / len(pairs), 4)}
     for rule in PAIR_RULES:

@@ -52,7 +52,7 @@ def reading_inputs(pairs: Sequence[Pair], seeds: Mapping[str, Rubric], rng: rand
     inputs = []
     for i, p in enumerate(pairs):
         view = rng.choice((p.chosen, p.rejected)).view
-        rubric = seeds[p.query_id] if i % 2 or not verbs_of(p.prompt) else sample_rubric(rng, p.prompt)
+        rubric = seeds[p.query_id] if i % 2 else sample_rubric(rng, p.prompt, steps=max(2, len(view.models)))
         inputs.append(JudgeInput(p.prompt, view, rubric))
     return inputs
 
@@ -76,7 +76,7 @@ def warm_up(
     batches = cycle(pool, config.batch_size, f"judge-sft/{seed}/order")
     loss = torch.tensor(float("nan"))
     right: deque[float] = deque(maxlen=WINDOW)
-    with LMTrainer(judge.model, config.sft_lr, tick=tick) as trainer:
+    with LMTrainer(judge.model, config.sft_lr, frozen=config.frozen, bf16=config.bf16, tick=tick) as trainer:
         for step in range(config.sft_steps):
             inputs = reading_inputs(next(batches), seeds, rng)
             answers = [t for x in inputs for t in truths(x, labels)]
@@ -133,7 +133,7 @@ def train_judge(
     batches = cycle(sorted(groups), max(1, config.batch_size // PAIRS_PER_QUERY), f"judge/{seed}")
     rng, generator = random.Random(f"judge/{seed}/pairs"), torch.Generator().manual_seed(seed)
     rewards, informative, drift = [], [], []
-    with LMTrainer(judge.model, config.judge_lr, tick=tick) as trainer:
+    with LMTrainer(judge.model, config.judge_lr, frozen=config.frozen, bf16=config.bf16, tick=tick) as trainer:
         for _ in range(config.steps):
             batch = [p for q in next(batches) for p in rng.sample(groups[q], min(PAIRS_PER_QUERY, len(groups[q])))]
             inputs = [JudgeInput(p.prompt, c.view, rubrics[p.query_id]) for p in batch for c in (p.chosen, p.rejected)]

@@ -26,12 +26,25 @@ def idle() -> None:
 
 
 class LMTrainer:
-    """AdamW over all weights of a decoder, with gradient clipping. The model is trainable inside `with trainer:`."""
+    """AdamW over the weights of a decoder, with gradient clipping. The model is trainable inside `with trainer:`.
+
+    `frozen`: of its first layers, so many stay as they are, and with them the embedding. `bf16`: dense forwards (and
+    what comes back through them) inside the block compute in bfloat16 under the float32 weights.
+    """
 
     def __init__(
-        self, model: Decoder, lr: float, *, weight_decay: float = 0.0, clip_norm: float = 1.0, tick: Tick = idle
+        self,
+        model: Decoder,
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        clip_norm: float = 1.0,
+        frozen: int = 0,
+        bf16: bool = False,
+        tick: Tick = idle,
     ) -> None:
         self.model, self.lr, self.clip_norm, self.tick = model, lr, clip_norm, tick
+        self.frozen, self.bf16 = frozen, bf16
         matrices = [p for p in model.parameters() if p.dim() > 1]
         vectors = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -39,10 +52,15 @@ class LMTrainer:
 
     def __enter__(self) -> LMTrainer:
         self.model.requires_grad_(True)
+        if self.frozen:
+            for part in (self.model.embed, self.model.head, *list(self.model.layers)[: self.frozen]):
+                part.requires_grad_(False)
+        self.model.autocast = torch.bfloat16 if self.bf16 else None
         return self
 
     def __exit__(self, *_: object) -> None:
         self.model.requires_grad_(False)
+        self.model.autocast = None
 
     def step(self, loss: torch.Tensor, lr: float | None = None) -> float:
         """One update; returns the gradient norm before clipping."""

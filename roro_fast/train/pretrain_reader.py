@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,14 +24,25 @@ from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import KINDS
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
 from roro_fast.train.lm import LMTrainer, cross_entropy, sft_loss
-from roro_fast.train.reader_data import LABELS, ReaderBatch, make_batch, reading_sets
+from roro_fast.train.reader_data import (
+    CLAIMS_PER_TRAJECTORY,
+    LABELS,
+    LEDGER,
+    ReaderBatch,
+    Source,
+    make_batch,
+    reading_sets,
+)
 
 HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe(train_nano.Recipe):
-    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: loss weights."""
+    """Shape and schedule; `read` Judge prompts and `write` rubrics a step; `recite`, `format`: loss weights.
+
+    `least` to `most` claims are made about a trajectory. `frozen`, `bf16`: see LMTrainer.
+    """
 
     hidden: int = 96
     layers: int = 4
@@ -45,6 +57,10 @@ class Recipe(train_nano.Recipe):
     write: int = 4
     recite: float = 0.5
     format: float = 0.3
+    least: int = CLAIMS_PER_TRAJECTORY[0]
+    most: int = CLAIMS_PER_TRAJECTORY[1]
+    frozen: int = 0
+    bf16: bool = False
 
 
 def nano_tokenizer_at(directory: Path) -> object:
@@ -55,23 +71,31 @@ def nano_tokenizer_at(directory: Path) -> object:
 
 
 class Pretraining:
-    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`."""
+    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    `source` gives the queries to learn on, `held_out` (default: the same, other draws) those to measure on.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, source: Source = LEDGER, held_out: Source | None = None) -> None:
+        self.recipe, self.out, self.source, self.held_out = recipe, out, source, held_out or source
         out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = nano_tokenizer_at(out / "tokenizer")
+        self.tokenizer, self.model, self.pad = self.start()
         self.encoder = PromptEncoder(self.tokenizer, LABELS)
         self.verdicts = torch.tensor(verdict_ids(self.tokenizer))
-        self.pad = nano_tokenizer.vocabulary().index("<pad>")
-        self.model = Decoder(train_nano.decoder_config(recipe))
-        train_nano.initialise(self.model, recipe.seed)
-        self.trainer = LMTrainer(self.model, recipe.lr, weight_decay=recipe.weight_decay)
+        self.trainer = LMTrainer(
+            self.model, recipe.lr, weight_decay=recipe.weight_decay, frozen=recipe.frozen, bf16=recipe.bf16
+        )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         if (out / "state.safetensors").is_file():
             self._restore()
         else:
             (out / "train_log.jsonl").write_text("")
+
+    def start(self) -> tuple[Any, Decoder, int]:
+        """(tokenizer, model, id to pad with) to begin from: nothing learned yet."""
+        model = Decoder(train_nano.decoder_config(self.recipe))
+        train_nano.initialise(model, self.recipe.seed)
+        return nano_tokenizer_at(self.out / "tokenizer"), model, nano_tokenizer.vocabulary().index("<pad>")
 
     def losses(self, b: ReaderBatch) -> dict[str, torch.Tensor]:
         """Cross-entropies over the whole vocabulary: verdicts, recital, rubrics written."""
@@ -82,7 +106,7 @@ class Pretraining:
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
-        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write)
+        batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write, (r.least, r.most), self.source)
         losses = self.losses(batch)
         loss = losses["verdict"] + r.recite * losses["recital"] + r.format * losses["format"]
         self.trainer.step(loss, train_nano.learning_rate(r, self.step))
@@ -94,12 +118,13 @@ class Pretraining:
     def accuracy(self, batches: int = 12, size: int = 32) -> dict[str, float]:
         """Share of right verdicts on fresh trajectories under ordinary rubrics, in all and per kind of sentence."""
         hit, total = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
-        for b in reading_sets(self.encoder, self.pad, HELD_OUT_SEED + self.recipe.seed, batches, size):
+        seed = HELD_OUT_SEED + self.recipe.seed
+        for b in reading_sets(self.encoder, self.pad, seed, batches, size, self.held_out):
             logits = self.model.logits(self.model.dense(b.read).flatten(0, 1)[b.rows])[:, self.verdicts]
             right = ((logits[:, 0] > logits[:, 1]) == b.verdicts).float()
             hit.index_add_(0, b.kinds, right)
             total.index_add_(0, b.kinds, torch.ones_like(right))
-        per_kind = {k: round(float(h / t), 4) for k, h, t in zip(KINDS, hit, total, strict=True)}
+        per_kind = {k: round(float(h / t), 4) for k, h, t in zip(KINDS, hit, total, strict=True) if t}
         return {"all": round(float(hit.sum() / total.sum()), 4), **per_kind}
 
     def run(self, until: int | None = None, checkpoint_every: int = 250, quiet: bool = False) -> None:

@@ -81,8 +81,14 @@ def fixed_rubric(labels: Sequence[str]) -> Rubric:
     return Rubric(tuple(criterion(claim, tag, labels) for tag, claim in sentences))
 
 
-def random_rubrics(prompts: Mapping[str, str], seed: int) -> dict[str, Rubric]:
-    """Control: grammatical rubrics about each query, drawn at random."""
+def random_rubrics(prompts: Mapping[str, str], seed: int, steps: Mapping[str, int] | None = None) -> dict[str, Rubric]:
+    """Control: grammatical rubrics about each query, drawn at random.
+
+    `steps` of the small model's answer to each, for queries whose text does not tell.
+    """
     from roro_fast.train.reader_data import sample_rubric
 
-    return {q: sample_rubric(random.Random(f"{seed}/{q}"), prompt) for q, prompt in prompts.items()}
+    return {
+        q: sample_rubric(random.Random(f"{seed}/{q}"), prompt, steps=max(2, (steps or {}).get(q, 2)))
+        for q, prompt in prompts.items()
+    }

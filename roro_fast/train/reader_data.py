@@ -1,7 +1,8 @@
-"""Pretraining data of the nano reader: format and reading only, nothing about what makes a route good.
+"""Pretraining data of a reader: format and reading only, nothing about what makes a route good.
 
-Queries are of the ledger's train split; the model of every step is drawn at random; rubrics are random sentences of the
-grammar; verdicts are the sentences' programmatic truth. A batch is a pure function of (seed, step).
+Queries are of a task's train split, with their solutions (`Source`; the nano reader's are of the ledger); the model of
+every step is drawn at random; rubrics are random sentences of the grammar; verdicts are the sentences' programmatic
+truth. A batch is a pure function of (seed, step).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +23,20 @@ from roro_fast.train.lm import IGNORE
 
 LABELS = ("small", "large")
 CLAIMS_PER_TRAJECTORY = (6, 12)  # more than a rubric holds: dense supervision
+
+
+class Source(Protocol):
+    """Where a reader's queries come from. `price`: range of the ratio of neighbouring models' prices per token."""
+
+    price: tuple[float, float]
+
+    def size(self, rng: random.Random) -> int:
+        """Length of the queries of one batch, in the source's own measure."""
+        ...
+
+    def draw(self, rng: random.Random, size: int) -> tuple[str, list[str]]:
+        """A query's text and the steps of an answer to it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +62,12 @@ def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[
             break
     steps = [s.strip() for s in render_steps(start, drawn)]
     if rng.random() < 0.5:
-        steps = [_blur(rng, s) for s in steps]
+        steps = [blur(rng, s) for s in steps]
     return render_query(name, item, start, drawn), steps
 
 
-def _blur(rng: random.Random, step: str) -> str:
+def blur(rng: random.Random, step: str) -> str:
+    """A step with some of its numbers wrong, as models write them."""
     words = step.split()
     for i, w in enumerate(words):
         if w.isdigit() and rng.random() < 0.2:
@@ -59,8 +75,29 @@ def _blur(rng: random.Random, step: str) -> str:
     return " ".join(words)
 
 
-def sample_view(rng: random.Random, steps: list[str], verbs: tuple[str, ...], num_models: int) -> View:
-    """Any routing of these steps: independent, in runs, or by verb, at any price ratio of the models."""
+class LedgerSource:
+    """Problems of the built-in task; a batch is of one line count."""
+
+    price = (2.0, 20.0)
+
+    def size(self, rng: random.Random) -> int:
+        return rng.randint(4, 8)
+
+    def draw(self, rng: random.Random, size: int) -> tuple[str, list[str]]:
+        return sample_query(rng, size)
+
+
+LEDGER = LedgerSource()
+
+
+def sample_view(
+    rng: random.Random,
+    steps: list[str],
+    verbs: tuple[str, ...],
+    num_models: int,
+    price: tuple[float, float] = LedgerSource.price,
+) -> View:
+    """Any routing of these steps: independent, in runs, or by verb (where there are any), at any price in the range."""
     n, style = len(steps), rng.random()
     share = rng.choice((0.1, 0.3, 0.5, 0.5, 0.7, 0.9))
 
@@ -69,19 +106,19 @@ def sample_view(rng: random.Random, steps: list[str], verbs: tuple[str, ...], nu
 
     if style < 0.4:
         models = [draw() for _ in range(n)]
-    elif style < 0.7:
+    elif style < 0.7 or not verbs:
         models = [draw()]
         while len(models) < n:
             models.append(draw() if rng.random() < 0.3 else models[-1])
     else:
         by_verb = {v: draw() for v in verbs}
         models = [by_verb[v] if rng.random() < 0.9 else draw() for v in verbs] + [draw()]
-    price = [1.0]
+    prices = [1.0]
     for _ in range(num_models - 1):
-        price.append(price[-1] * rng.uniform(2, 20))
+        prices.append(prices[-1] * rng.uniform(*price))
     tokens = [len(s.split()) + 2 for s in steps]  # words, colon, delimiter
-    whole = sum(tokens) * price[-1]
-    costs = [min(100, round(100 * t * price[m] / whole)) for t, m in zip(tokens, models, strict=True)]
+    whole = sum(tokens) * prices[-1]
+    costs = [min(100, round(100 * t * prices[m] / whole)) for t, m in zip(tokens, models, strict=True)]
     return View(tuple(steps), tuple(models), tuple(costs))
 
 
@@ -96,22 +133,24 @@ def sample_claims(rng: random.Random, options: list[Claim], count: int, kinds: S
     return out
 
 
-def sample_rubric(rng: random.Random, prompt: str, kinds: Sequence[str] = NUMBERED) -> Rubric:
-    """A random rubric about a ledger query."""
-    count = rng.randint(MIN_CRITERIA, MAX_CRITERIA)
-    chosen = sample_claims(rng, claims(verbs_of(prompt), LABELS), count, kinds)
+def sample_rubric(rng: random.Random, prompt: str, kinds: Sequence[str] = NUMBERED, steps: int | None = None) -> Rubric:
+    """A random rubric about a query; of one without verbs the number of `steps` of its answers must be given."""
+    verbs = verbs_of(prompt)
+    options = [c for c in claims(verbs, LABELS, None if verbs else steps) if c.kind in kinds]
+    count = min(rng.randint(MIN_CRITERIA, MAX_CRITERIA), len(options))
+    chosen = sample_claims(rng, options, count, kinds)
     return Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c in chosen))
 
 
 def _balanced(rng: random.Random, view: View, verbs: tuple[str, ...], count: int) -> list[tuple[Claim, bool]]:
     """Claims of which about half hold, per kind as far as the trajectory allows."""
-    options = claims(verbs, LABELS)
+    options = claims(verbs, LABELS, None if verbs else len(view.models))
     rng.shuffle(options)
     pools: dict[tuple[str, bool], list[Claim]] = {}
     for c in options:
         pools.setdefault((c.kind, truth(c, view, verbs, LABELS)), []).append(c)
     out: list[tuple[Claim, bool]] = []
-    while len(out) < count:
+    while len(out) < min(count, len(options)):
         key = (rng.choice(KINDS), rng.random() < 0.5)
         if pools.get(key):
             out.append((pools[key].pop(), key[1]))
@@ -131,19 +170,20 @@ def make_batch(
     read: int,
     write: int,
     count: tuple[int, int] = CLAIMS_PER_TRAJECTORY,
+    source: Source = LEDGER,
 ) -> ReaderBatch:
-    """`read` Judge prompts and `write` rubrics over queries of one line count (little padding)."""
+    """`read` Judge prompts and `write` rubrics over queries of one size (little padding)."""
     rng = random.Random(f"reader/{seed}/{step}")
-    lines = rng.randint(4, 8)
+    size = source.size(rng)
     ids: list[list[int]] = []
     rows: list[tuple[int, int]] = []
     recited: list[tuple[int, int, int]] = []
     verdicts: list[bool] = []
     kinds: list[int] = []
     for b in range(read):
-        prompt, steps = sample_query(rng, lines)
+        prompt, steps = source.draw(rng, size)
         verbs = verbs_of(prompt)
-        view = sample_view(rng, steps, verbs, len(LABELS))
+        view = sample_view(rng, steps, verbs, len(LABELS), source.price)
         judged = _balanced(rng, view, verbs, rng.randint(*count))
         rubric = Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c, _ in judged))
         encoded = encoder.judge(prompt, view, rubric)
@@ -156,7 +196,7 @@ def make_batch(
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
     asked = torch.tensor([(b * width + at, label) for b, at, label in recited])
-    written, targets = _rubrics(rng, encoder, pad, lines, write)
+    written, targets = _rubrics(rng, encoder, pad, source, size, write)
     return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
 
 
@@ -174,7 +214,8 @@ def _recite(
     def say(question: str, *answers: str) -> None:
         ids.extend(encoder.piece(question))
         for answer in answers:
-            (token,) = encoder.piece(f" {answer}")
+            *before, token = encoder.piece(f" {answer}")
+            ids.extend(before)  # a blank that is a token of its own
             out.append((len(ids) - 1, token))
             ids.append(token)
 
@@ -190,17 +231,20 @@ def _recite(
 
 
 def _rubrics(
-    rng: random.Random, encoder: PromptEncoder, pad: int, lines: int, count: int
+    rng: random.Random, encoder: PromptEncoder, pad: int, source: Source, size: int, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     inputs, targets = [], []
     for _ in range(count):
-        prompt, _ = sample_query(rng, lines)
-        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, KINDS))
+        prompt, steps = source.draw(rng, size)
+        kinds = KINDS if verbs_of(prompt) else NUMBERED
+        head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, kinds, len(steps)))
         inputs.append(head + tail[:-1])
         targets.append([IGNORE] * (len(head) - 1) + tail)
     return _pad(inputs, pad), _pad(targets, IGNORE)
 
 
-def reading_sets(encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int) -> list[Any]:
+def reading_sets(
+    encoder: PromptEncoder, pad: int, seed: int, batches: int, size: int, source: Source = LEDGER
+) -> list[Any]:
     """Held-out batches with rubrics of ordinary size, for measuring verdict accuracy."""
-    return [make_batch(encoder, pad, seed, i, size, 1, (MIN_CRITERIA, MAX_CRITERIA)) for i in range(batches)]
+    return [make_batch(encoder, pad, seed, i, size, 1, (MIN_CRITERIA, MAX_CRITERIA), source) for i in range(batches)]

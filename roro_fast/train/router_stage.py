@@ -77,7 +77,7 @@ def process_reward(
     if kind == "fixed_rubric":
         rubrics = dict.fromkeys(queries, fixed_rubric(pool.labels))
     elif kind == "random_rubric":
-        rubrics = random_rubrics(queries, seed)
+        rubrics = random_rubrics(queries, seed, {q: len(t.steps) for q, t in ref.small.items()})
     reward = JudgeReward(judge, rubrics, queries, pool)
     return ShuffledReward(reward, seed) if kind == "shuffled" else reward
 

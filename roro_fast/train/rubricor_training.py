@@ -47,7 +47,7 @@ def warm_up(
     e = rubricor.encoder
     batches = cycle(ids, config.batch_size, f"rubricor-sft/{seed}")
     loss = torch.tensor(float("nan"))
-    with LMTrainer(rubricor.model, config.sft_lr, tick=tick) as trainer:
+    with LMTrainer(rubricor.model, config.sft_lr, frozen=config.frozen, bf16=config.bf16, tick=tick) as trainer:
         for step in range(config.sft_steps):
             batch = next(batches)
             heads, tails = [e.rubricor(prompts[q]) for q in batch], [e.completion(seeds[q]) for q in batch]
@@ -85,7 +85,8 @@ def train_rubricor(
     batches = cycle(sorted(groups), max(1, config.batch_size // PAIRS_PER_QUERY), f"rubricor/{seed}")
     rng = random.Random(f"rubricor/{seed}/pairs")
     log: list[tuple[float, float, float, float, float]] = []
-    with LMTrainer(rubricor.model, config.rubricor_lr, tick=tick) as trainer:
+    judge = judge.scorer(config.bf16)
+    with LMTrainer(rubricor.model, config.rubricor_lr, frozen=config.frozen, bf16=config.bf16, tick=tick) as trainer:
         for step in range(config.steps):
             batch = [rng.sample(groups[q], min(PAIRS_PER_QUERY, len(groups[q]))) for q in next(batches)]
             texts = [b[0].prompt for b in batch]

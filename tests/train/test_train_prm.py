@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from roro_fast.config_io import load_config
 from roro_fast.routing.probe import step_logits
+from roro_fast.train.setup import Workbench
 from roro_fast.train.train_prm import auc, fit_head, train
 
 
@@ -32,7 +34,7 @@ def test_the_fit_finds_the_guilty_token() -> None:
 
 
 def test_the_command_s_work(tmp_path: Path) -> None:
-    record = train("small", tmp_path, n=60)
+    record = train(Workbench(load_config("nano")), 0, tmp_path, n=60)
     assert record["calibrate"]["auc"] > 0.9 and record["body"] == "nano/small"
     assert json.loads((tmp_path / "prm.json").read_text())["calibrate"] == record["calibrate"]
     assert {p.name for p in tmp_path.iterdir()} == {"prm.json", "model.safetensors"}

@@ -1,0 +1,96 @@
+"""Teach SmolLM2 to read: the language model that Rubricor and Judge of the smol tier start from.
+
+    python -m roro_fast.train.smol_reader --out runs/smol_reader      # about half an hour of one CPU core; resumable
+
+As `pretrain_reader`, on worked solutions of the `arithmetic` task's train questions, from the pretrained weights: its
+upper layers learn, in bfloat16 under float32 weights. Measured on calibrate questions. Nothing here depends on the
+collection of a run, so one reader serves all runs (`rubric.judge=runs/smol_reader/model`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roro_fast.models import smol, train_nano
+from roro_fast.models.decoder import Decoder
+from roro_fast.rubric import checkpoint
+from roro_fast.tasks.mixture import Mixture
+from roro_fast.tasks.worked import DELIMITER, solution
+from roro_fast.train.pretrain_reader import Pretraining, Recipe
+from roro_fast.train.reader_data import blur
+
+TASK, QUESTIONS = "arithmetic", 1200
+
+
+@dataclass(frozen=True, slots=True)
+class SmolRecipe(Recipe):
+    """The shape is the pretrained model's; that of the class above is not used."""
+
+    steps: int = 240
+    lr: float = 2e-4
+    warmup: int = 10
+    log_every: int = 10
+    eval_every: int = 40
+    read: int = 4
+    write: int = 1
+    recite: float = 0.3
+    least: int = 10
+    most: int = 18
+    frozen: int = 12
+    bf16: bool = True
+
+
+class WorkedSource:
+    """Questions of a mixture's split with their worked solutions; a batch is of one number of steps."""
+
+    price = (1.2, 4.0)
+
+    def __init__(self, split: str, n: int = QUESTIONS, seed: int = 0) -> None:
+        task = Mixture(TASK)
+        plans = {part.name: part.part.plan for part in task.parts}
+        self.by_steps: dict[int, list[tuple[str, list[str]]]] = defaultdict(list)
+        for q in task.queries(split, n, seed):
+            steps = solution(plans[q.task], q.prompt).split(DELIMITER)
+            self.by_steps[len(steps)].append((q.prompt, steps))
+        self.counts = [k for k, found in sorted(self.by_steps.items()) for _ in found]
+
+    def size(self, rng: random.Random) -> int:
+        return rng.choice(self.counts)
+
+    def draw(self, rng: random.Random, size: int) -> tuple[str, list[str]]:
+        prompt, steps = rng.choice(self.by_steps[size])
+        return prompt, [blur(rng, s) for s in steps] if rng.random() < 0.5 else steps
+
+
+class SmolReading(Pretraining):
+    """One run that begins with the pretrained model."""
+
+    def start(self) -> tuple[Any, Decoder, int]:
+        model, tokenizer, _ = checkpoint.load(smol.ensure(), "reader")
+        return tokenizer, model, int(tokenizer.eos_token_id)
+
+    def accuracy(self, batches: int = 4, size: int = 8) -> dict[str, float]:
+        return super().accuracy(batches, size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Teach SmolLM2 to read trajectories.")
+    parser.add_argument("--out", type=Path, required=True, help="run directory; an existing one is resumed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = train_nano.override(SmolRecipe(), args.set)
+    run = SmolReading(recipe, args.out, WorkedSource("train"), WorkedSource("calibrate", 200))
+    run.run(checkpoint_every=40)
+    print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
