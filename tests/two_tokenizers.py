@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import save_random
 
 TEXT = [
     "The answer is 12 + 30 = 42.\n\nSo x equals 42, and y is 7 more.\n\n",
@@ -58,3 +61,15 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tok, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>", unk_token="<unk>"
     )
+
+
+def save_pair(root: Path, template: str = "", context: int = 640) -> tuple[Path, Path]:
+    """(small, large) directories of random models, the small one's tokenizer byte-level; `template` is the large's."""
+    out = []
+    for name, tok, hidden in (("small", byte_level(), 16), ("large", byte_fallback(), 32)):
+        tok.save_pretrained(root / name)
+        if template and name == "large":
+            (root / name / "chat_template.jinja").write_text(template)
+        sizes = {"hidden": hidden, "layers": 1, "seed": hidden, "context": context}
+        out.append(save_random(root / name, len(tok), tok.eos_token_id, **sizes))
+    return out[0], out[1]

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from roro_fast.errors import ConfigError
+from roro_fast.models.token_bytes import TokenBytes
+from tests import two_tokenizers
 from tests.chat import save_pair
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install 'roro-fast[eval]'")
@@ -141,6 +143,42 @@ def test_the_template_gets_its_variables(pair):
     assert text == "<|user|>x<eos><|assistant|><think>\n\n</think>\n\n"
     with pytest.raises(ConfigError, match=r"task\.chat\.enable_thought.*does not read it"):
         model(pair, settings="task.chat.enable_thought=false")
+
+
+OPENS = (
+    "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] <think>\\n' }}{% endif %}"
+)
+
+
+def test_each_model_of_two_tokenizers_gets_the_question_in_its_own_template(tmp_path):
+    paths = two_tokenizers.save_pair(tmp_path, OPENS)
+    turn = [{"role": "user", "content": "What is one?"}]
+    for at, router in enumerate(("all_small", "all_large")):
+        lm = model(paths, router=router)
+        context = lm.apply_chat_template(turn)
+        assert context == "[user] What is one?[assistant] <think>\n"
+        told = ["<|user|>What is one?<|end|><|assistant|><think>\n", context]
+        prompts = lm._prompt(context, 600), *lm._prompt(context, 600).others
+        tok = lm.bench.tokenizers[at]
+        assert list(prompts[at]) == tok(told[at])["input_ids"]
+        theirs = AutoModelForCausalLM.from_pretrained(paths[at]).float()
+        out = theirs.generate(torch.tensor([prompts[at]]), max_new_tokens=40, do_sample=False, pad_token_id=0)
+        whole = TokenBytes(tok).decode(out[0, len(prompts[at]) :].tolist()).decode(errors="replace")
+        assert ask(lm, [context]) == [whole]
+        stop = whole[len(whole) // 2 :][:2]
+        assert ask(lm, [context], until=[stop]) == [whole.partition(stop)[0]]
+    assert ask(lm, [context]) != ask(model(paths, router="random:0.5"), PROMPTS[:1])
+    ids = lm.tok_encode("abc")
+    assert ids[0] == lm.tokenizer.bos_token_id == lm.prefix_token_id
+    ((logprob, _),) = lm.loglikelihood([Instance("loglikelihood", {}, ("a", "bc"), 0)], disable_tqdm=True)
+    with torch.no_grad():
+        logp = theirs(torch.tensor([ids])).logits.log_softmax(-1)[0]
+    n = len(ids) - len(lm.tok_encode("a"))
+    want = sum(float(logp[i - 1, ids[i]]) for i in range(len(ids) - n, len(ids)))
+    assert logprob == pytest.approx(want, abs=1e-3)
+    with pytest.raises(ConfigError, match="control tokens.*--cache_requests"):
+        ask(lm, ["What<eos>?"])
 
 
 def test_log_likelihoods_are_the_large_models(pair, large):
