@@ -19,6 +19,7 @@ from roro_fast.config_io import load_config
 from roro_fast.runs import RunDirectory
 from roro_fast.tasks.base import SPLITS
 from roro_fast.train.setup import load_task
+from tests import two_tokenizers
 from tests.models.test_decoder import gemma3
 from tests.processes import interrupt, spawn
 from tests.tiny import overrides, save_pair, save_random, save_tiny
@@ -260,6 +261,7 @@ def test_corrupt_checkpoint_is_named(pair, tmp_path):
         (["eval.arms=[all_small, all_large, rsd]"], "eval.prm: arm 'rsd' needs a process reward model"),
         (["eval.arms=[all_small, all_large, rsd]", "eval.prm=nowhere"], "eval.prm: no directory 'nowhere'"),
         (["eval.arms=[all_small, all_large, spec_reason]", "eval.rating=nowhere"], "eval.rating: no directory"),
+        (["eval.arms=[all_small, all_large, rsd]", "eval.prm=PAIR"], "prm.labels: ' true' is not a single known"),
         (["task.name=gym:chain_sum"], "eval.arms: 'oracle' needs a task that verifies steps"),
         (["task.name=arithmetic_held_out"], "eval.arms: 'oracle' needs a task that verifies steps"),
         (["task.name=FILE", "task.split_by=train"], "has no 'test' split"),
@@ -267,8 +269,9 @@ def test_corrupt_checkpoint_is_named(pair, tmp_path):
     ],
 )
 def test_what_a_late_stage_would_refuse_is_refused_before_any_work(pair, tmp_path, extra, words):
+    cross = two_tokenizers.save_pair(tmp_path / "cross")
     (tmp_path / "f.jsonl").write_text(json.dumps({"id": 1, **GOOD}) + "\n")
-    extra = [x.replace("FILE", str(tmp_path / "f.jsonl")) for x in extra]
+    extra = [x.replace("FILE", str(tmp_path / "f.jsonl")).replace("PAIR", str(cross[1])) for x in extra]
     result = invoke("quickstart", *overrides(tmp_path, *pair), *extra)
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert not (tmp_path / "tiny").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from roro_fast.models import lora
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.loading import load_decoder
 from roro_fast.routing.probe import KIND, ProbeScorer, settings
-from roro_fast.routing.scorers import ClassifierScorer, VerdictScorer
+from roro_fast.routing.scorers import DIGITS, LABELS, ClassifierScorer, VerdictScorer, label_ids
 from roro_fast.routing.scoring import StepScorer
 from roro_fast.train.setup import Workbench, load_tokenizer, model_files, resolve_model
 
 HEADS = {"nano/small": "nano/prm-small", "nano/large": "nano/prm-large"}
+CLASSIFIER, VERDICT = "classifier", "verdict"  # beside the packaged heads' kind
 PRM_ARMS = ("trim_thr", "trim_agg", "trim_pomdp", "rsd")
 
 
@@ -33,25 +35,31 @@ def load_scorer(name: str, bench: Workbench, key: str = "eval.prm") -> StepScore
 
 def _load(name: str, bench: Workbench, key: str) -> StepScorer:
     path = _find(name, key)
-    said = settings(path)
-    if said.get("kind") == KIND:
+    kind, said = _kind(path, key)
+    if kind == KIND:
         model, tokenizer = _body(said["body"], bench, key, said.get("layers"))
         return ProbeScorer.load(path, model, tokenizer, said.get("system", ""))
-    if said.get("kind") == "verdict":
+    if kind == VERDICT:
         model, tokenizer = _body(said.get("model", name), bench, key)
         options = {k: said[k] for k in ("labels", "values", "question") if k in said}
         return VerdictScorer(model, tokenizer, **options)
+    return ClassifierScorer.from_pretrained(path, bench.models[0].device)
+
+
+def _kind(path: Path, key: str) -> tuple[str, dict[str, Any]]:
+    """(kind, prm.json) of a scorer's directory."""
+    said = settings(path)
     if said:
-        raise CheckpointError(f"{path}/prm.json: kind {said.get('kind')!r} is unknown; use {KIND!r} or 'verdict'")
+        if said.get("kind") not in (KIND, VERDICT):
+            raise CheckpointError(f"{path}/prm.json: kind {said.get('kind')!r} is unknown; use {KIND!r} or {VERDICT!r}")
+        return said["kind"], said
     if lora.is_adapter(path):
-        return VerdictScorer(*_body(name, bench, key))
+        return VERDICT, {}
     try:
         architecture = (json.loads((path / "config.json").read_text()).get("architectures") or [""])[0]
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"{key}: {path} has neither prm.json nor a readable config.json ({e})") from e
-    if architecture.endswith("Classification"):
-        return ClassifierScorer.from_pretrained(path, bench.models[0].device)
-    return VerdictScorer(*_body(name, bench, key))
+    return CLASSIFIER if architecture.endswith("Classification") else VERDICT, {}
 
 
 def prm(bench: Workbench, arm: str) -> StepScorer:
@@ -70,11 +78,23 @@ def rating(bench: Workbench) -> StepScorer:
 
 
 def check_scorers(config: Config, arm: str) -> None:
-    """Refuse an arm whose scorer is not named or not there; of one on the hub no weights are fetched."""
+    """Refuse an arm whose scorer is not named, not there, or asked for labels that are no tokens; loads no weights."""
     if arm in PRM_ARMS:
-        _find(_prm_name(config, arm), "eval.prm", weights=False)
-    elif arm == "spec_reason" and (name := _rating_name(config)):
-        _find(name, "eval.rating", weights=False)
+        name, key = _prm_name(config, arm), "eval.prm"
+    elif arm == "spec_reason":
+        name, key = _rating_name(config), "eval.rating"
+    else:
+        return
+    labels: Sequence[str] = DIGITS
+    if name:
+        path = _find(name, key, weights=False)
+        kind, said = _kind(path, key)
+        if kind != VERDICT:
+            return
+        labels = said.get("labels", LABELS)
+        name = said.get("model", name)
+    found = model_files(name or config.models.paths[-1], key, weights=False)
+    label_ids(load_tokenizer(found.tokenizer, key), labels)
 
 
 def _prm_name(config: Config, arm: str) -> str:

@@ -16,6 +16,7 @@ from roro_fast.routing.scoring import Pieces, PrefixCache, StepScores, Trace, on
 POSITIVE = ("correct", "true", "good", "positive", "+", "label_1")
 QUESTION = "\nIs the last step correct? Answer true or false:"
 RATE = "\nRate the last step from 0 to 9. Score: "
+LABELS, DIGITS = (" true", " false"), tuple("0123456789")
 
 
 class ClassifierScorer:
@@ -112,7 +113,7 @@ class VerdictScorer:
         model: Decoder,
         tokenizer: Any,
         *,
-        labels: Sequence[str] = (" true", " false"),
+        labels: Sequence[str] = LABELS,
         values: Sequence[float] = (1.0, 0.0),
         question: str = QUESTION,
         max_tokens: int = 8192,
@@ -122,7 +123,7 @@ class VerdictScorer:
         self.model, self.tokenizer, self.pieces = model, tokenizer, Pieces(tokenizer)
         self.max_tokens, self.name = max_tokens, "verdict"
         self.question = list(tokenizer(question, add_special_tokens=False)["input_ids"])
-        self.label_ids = [self._one_token(label) for label in labels]
+        self.label_ids = label_ids(tokenizer, labels)
         self.values = torch.tensor(values, dtype=torch.float32)
         c = model.config
         self._cache = PrefixCache((c.num_params, c.num_layers, c.num_heads * c.head_dim))
@@ -130,15 +131,7 @@ class VerdictScorer:
     @classmethod
     def digits(cls, model: Decoder, tokenizer: Any, question: str = RATE) -> VerdictScorer:
         """SpecReason's rating of 0-9, as a share of 9."""
-        return cls(model, tokenizer, labels="0123456789", values=[k / 9 for k in range(10)], question=question)
-
-    def _one_token(self, label: str) -> int:
-        ids = self.tokenizer(label, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            raise ConfigError(
-                f"prm.labels: {label!r} is not a single known token of this tokenizer; choose other words"
-            )
-        return int(ids[0])
+        return cls(model, tokenizer, labels=DIGITS, values=[k / 9 for k in range(10)], question=question)
 
     def score(self, traces: Sequence[Trace]) -> list[StepScores]:
         heads = self._cache.missing(traces)
@@ -149,3 +142,16 @@ class VerdictScorer:
         answers = zip(heads, prompts, probs, strict=True)
         new = {h: (float(p[0] @ self.values), len(ids) - q, q) for h, ids, p in answers}
         return self._cache.collect(traces, new)
+
+
+def label_ids(tokenizer: Any, labels: Sequence[str]) -> list[int]:
+    """Token ids of the labels, each of which must be one known token."""
+    out = []
+    for label in labels:
+        ids = tokenizer(label, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            raise ConfigError(
+                f"prm.labels: {label!r} is not a single known token of this tokenizer; choose other words"
+            )
+        out.append(int(ids[0]))
+    return out
