@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.errors import DataError, RoroError
-from roro_fast.eval import baseline_tables, bench_tables, catalogue, projection_tables, rollout_tables, smol_tables
+from roro_fast.eval import (
+    baseline_tables,
+    bench_tables,
+    catalogue,
+    projection_tables,
+    rollout_tables,
+    smol_study_tables,
+    smol_tables,
+)
 from roro_fast.eval.bootstrap import Estimate
 from roro_fast.eval.catalogue import AFTER, METRICS, write
 from roro_fast.eval.plain import from_plain
@@ -128,6 +136,9 @@ TABLES: dict[str, Table] = {
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "smol_pair": Table("smol_pair.json", smol_tables.pair),
+    "smol_study": Table("smol_study.json", smol_study_tables.arms),
+    "smol_rubric": Table("smol_study.json", smol_study_tables.rubric),
+    "smol_judge": Table("smol_study.json", smol_study_tables.judge),
     "hf_step_loop": Table("hf_step_loop.json", hf_step_loop),
     "baselines_nano": Table("baselines_nano.json", baseline_tables.baselines),
     "kernels_cpu": Table("ops/*_cpu.json", bench_tables.kernels_cpu),

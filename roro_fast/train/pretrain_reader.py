@@ -104,12 +104,15 @@ class Pretraining:
         recital = cross_entropy(self.model.logits(hidden[b.recited[:, 0]]), b.recited[:, 1])
         return {"verdict": verdict, "recital": recital, "format": sft_loss(self.model, b.write, b.targets)}
 
+    def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What is descended."""
+        return losses["verdict"] + self.recipe.recite * losses["recital"] + self.recipe.format * losses["format"]
+
     def train_step(self) -> dict[str, float]:
         r = self.recipe
         batch = make_batch(self.encoder, self.pad, r.seed, self.step, r.read, r.write, (r.least, r.most), self.source)
         losses = self.losses(batch)
-        loss = losses["verdict"] + r.recite * losses["recital"] + r.format * losses["format"]
-        self.trainer.step(loss, train_nano.learning_rate(r, self.step))
+        self.trainer.step(self.total(losses), train_nano.learning_rate(r, self.step))
         self.step += 1
         self.tokens += batch.read.numel() + batch.write.numel()
         return {k: round(float(v.detach()), 5) for k, v in losses.items()}
@@ -145,6 +148,7 @@ class Pretraining:
                         print(json.dumps(row), flush=True)
                 if row:
                     log.write(json.dumps(row) + "\n")
+                    log.flush()
                 if self.step % checkpoint_every == 0 or self.step == end:
                     log.flush()
                     self._save()

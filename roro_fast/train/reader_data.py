@@ -43,7 +43,8 @@ class Source(Protocol):
 class ReaderBatch:
     """`read` [B, S] right-padded Judge prompts; `rows` [M] flat indices of their verdict slots, `verdicts` [M] bool,
     `kinds` [M] index into grammar.KINDS; `recited` [R, 2] (flat index, next token): look-ups asked after the rubric.
-    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], IGNORE where not trained."""
+    `write` [B2, S2] Rubricor prompt + rubric; `targets` [B2, S2], IGNORE where not trained. `judged` [M]: what each
+    verdict is about."""
 
     read: torch.Tensor
     rows: torch.Tensor
@@ -52,6 +53,7 @@ class ReaderBatch:
     recited: torch.Tensor
     write: torch.Tensor
     targets: torch.Tensor
+    judged: tuple[tuple[Claim, View], ...] = ()
 
 
 def sample_query(rng: random.Random, lines: int, split: str = "train") -> tuple[str, list[str]]:
@@ -180,6 +182,7 @@ def make_batch(
     recited: list[tuple[int, int, int]] = []
     verdicts: list[bool] = []
     kinds: list[int] = []
+    about: list[tuple[Claim, View]] = []
     for b in range(read):
         prompt, steps = source.draw(rng, size)
         verbs = verbs_of(prompt)
@@ -192,12 +195,13 @@ def make_batch(
         recited += [(b, at, label) for at, label in _recite(rng, encoder, view, verbs, ids[-1])]
         verdicts += [t for _, t in judged]
         kinds += [KINDS.index(c.kind) for c, _ in judged]
+        about += [(c, view) for c, _ in judged]
     padded = _pad(ids, pad)
     width = padded.shape[1]
     flat = torch.tensor([b * width + r for b, r in rows])
     asked = torch.tensor([(b * width + at, label) for b, at, label in recited])
     written, targets = _rubrics(rng, encoder, pad, source, size, write)
-    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets)
+    return ReaderBatch(padded, flat, torch.tensor(verdicts), torch.tensor(kinds), asked, written, targets, tuple(about))
 
 
 def _recite(

@@ -3,8 +3,10 @@
     python -m roro_fast.train.smol_reader --out runs/smol_reader      # about half an hour of one CPU core; resumable
 
 As `pretrain_reader`, on worked solutions of the `arithmetic` task's train questions, from the pretrained weights: its
-upper layers learn, in bfloat16 under float32 weights. Measured on calibrate questions. Nothing here depends on the
-collection of a run, so one reader serves all runs (`rubric.judge=runs/smol_reader/model`).
+upper layers learn, in bfloat16 under float32 weights. A verdict compares what a sentence says with what it finds, and
+until it finds anything its loss says nothing, so the place of the verdict is also asked for what was to be found
+(`facts`), by other words. Measured on calibrate questions. Nothing here depends on the collection of a run, so one
+reader serves all runs (`rubric.judge=runs/smol_reader/model`).
 """
 
 from __future__ import annotations
@@ -21,20 +23,23 @@ import torch
 from roro_fast.models import smol, train_nano
 from roro_fast.models.decoder import Decoder
 from roro_fast.rubric import checkpoint
+from roro_fast.rubric.grammar import Claim
+from roro_fast.rubric.render import View
 from roro_fast.tasks.mixture import Mixture
 from roro_fast.tasks.worked import DELIMITER, solution
+from roro_fast.train.lm import cross_entropy, sft_loss
 from roro_fast.train.pretrain_reader import Pretraining, Recipe
-from roro_fast.train.reader_data import blur
+from roro_fast.train.reader_data import LABELS, ReaderBatch, blur
 
 TASK, QUESTIONS = "arithmetic", 1200
 
 
 @dataclass(frozen=True, slots=True)
 class SmolRecipe(Recipe):
-    """The shape is the pretrained model's; that of the class above is not used."""
+    """The shape is the pretrained model's; that of the class above is not used. `facts`: weight of their loss."""
 
     steps: int = 240
-    lr: float = 2e-4
+    lr: float = 3e-4
     warmup: int = 10
     log_every: int = 10
     eval_every: int = 40
@@ -45,6 +50,7 @@ class SmolRecipe(Recipe):
     most: int = 18
     frozen: int = 12
     bf16: bool = True
+    facts: float = 0.5
 
 
 class WorkedSource:
@@ -69,12 +75,56 @@ class WorkedSource:
         return prompt, [blur(rng, s) for s in steps] if rng.random() < 0.5 else steps
 
 
+WORDS = {
+    "writer": (" small", " large", " none"),
+    "writer before": (" Small", " Large"),
+    "number": tuple("0123456789"),
+}
+
+
+def facts(claim: Claim, view: View) -> list[tuple[str, int]]:
+    """What a reader must find to judge a claim: (key of WORDS, index of the word)."""
+    models, k = view.models, claim.number
+    if claim.kind == "switches":
+        return [("number", view.switches)]
+    if claim.kind == "writes at most":
+        return [("number", sum(LABELS[m] == claim.label for m in models))]
+    if claim.kind == "takes over after":
+        return [("writer", models[k] if k < len(models) else 2), ("writer before", models[k - 1])]
+    return [("writer", models[k - 1] if k <= len(models) else 2)]
+
+
 class SmolReading(Pretraining):
     """One run that begins with the pretrained model."""
 
     def start(self) -> tuple[Any, Decoder, int]:
         model, tokenizer, _ = checkpoint.load(smol.ensure(), "reader")
         return tokenizer, model, int(tokenizer.eos_token_id)
+
+    def losses(self, b: ReaderBatch) -> dict[str, torch.Tensor]:
+        """As the nano reader's, but verdicts and facts are each a choice among their own words."""
+        hidden = self.model.dense(b.read).flatten(0, 1)
+        logits = self.model.logits(hidden[b.rows])
+        recital = cross_entropy(self.model.logits(hidden[b.recited[:, 0]]), b.recited[:, 1])
+        asked: dict[str, list[tuple[int, int]]] = defaultdict(list)  # words: (slot, which of them)
+        for slot, (claim, view) in enumerate(b.judged):
+            for words, at in facts(claim, view):
+                asked[words].append((slot, at))
+        found = []
+        for words, answers in asked.items():
+            ids = [self.encoder.piece(w)[-1] for w in WORDS[words]]
+            slots, at = torch.tensor(answers).T
+            found.append(cross_entropy(logits[slots][:, ids], at))
+        return {
+            "verdict": cross_entropy(logits[:, self.verdicts], (~b.verdicts).long()),
+            "recital": recital,
+            "facts": torch.stack(found).mean(),
+            "format": sft_loss(self.model, b.write, b.targets),
+        }
+
+    def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        assert isinstance(self.recipe, SmolRecipe)
+        return super().total(losses) + self.recipe.facts * losses["facts"]
 
     def accuracy(self, batches: int = 4, size: int = 8) -> dict[str, float]:
         return super().accuracy(batches, size)
