@@ -25,8 +25,11 @@ BASELINE_ARMS = (
     "glimp_router", "glimp_router_regenerate", "spec_reason", "rsd", "speculative_thinking", "r2r", "oracle_next",
 )  # fmt: skip
 _BUDGETED = tuple(a for a in BASELINE_ARMS if not a.startswith("oracle"))  # an oracle knows its own task only
-SUITE_ARMS = ("all_small", "all_large", "random", "confidence", *_BUDGETED)
-EVAL_ARMS = ("all_small", "all_large", "random", "confidence", "oracle", "outcome_only", "roro", *BASELINE_ARMS)
+ORACLE_QUERY = "oracle_query"  # needs the answers of all-small and all-large only, so any task has it
+SUITE_ARMS = ("all_small", "all_large", "random", "confidence", ORACLE_QUERY, *_BUDGETED)
+EVAL_ARMS = (
+    "all_small", "all_large", "random", "confidence", "oracle", ORACLE_QUERY, "outcome_only", "roro", *BASELINE_ARMS,
+)  # fmt: skip
 
 
 @dataclass
@@ -445,7 +448,7 @@ class SuiteConfig:
     `data_dir`, or from the Hugging Face hub when it is empty. `limit` caps the queries per benchmark (0: all).
     """
 
-    arms: list[str] = field(default_factory=lambda: ["all_small", "all_large", "random", "confidence"])
+    arms: list[str] = field(default_factory=lambda: ["all_small", "all_large", "random", "confidence", ORACLE_QUERY])
     routers: list[str] = field(default_factory=list)
     shares: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])
     thresholds: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.75])
@@ -455,6 +458,11 @@ class SuiteConfig:
     def __post_init__(self) -> None:
         choose_all(self.arms, "suite.arms", SUITE_ARMS)
         require("all_large" in self.arms, "suite.arms", "lacks 'all_large', whose FLOPs are the measure; add it")
+        require(
+            ORACLE_QUERY not in self.arms or "all_small" in self.arms,
+            "suite.arms",
+            f"lacks 'all_small', which {ORACLE_QUERY!r} chooses from; add it or drop that",
+        )
         require(all(self.routers), "suite.routers", "holds an empty path; name directories of trained routers")
         for key, arm in (("shares", "random"), ("thresholds", "confidence")):
             values = getattr(self, key)

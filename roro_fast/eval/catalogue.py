@@ -99,6 +99,7 @@ ARMS: dict[str, Arm] = {
         Arm("r2r", "R2R-style, every token", "baseline"),
         Arm("oracle", "oracle", "oracle"),
         Arm("oracle_next", "oracle (next)", "oracle"),
+        Arm("oracle_query", "oracle (whole answers)", "oracle"),
         Arm("outcome_only", "outcome-only GRPO", "trained"),
         Arm("roro", "RoRo", "trained"),
         Arm("fixed_rubric", "fixed rubric", "control"),

@@ -126,6 +126,14 @@ class PointResult:
         )
 
 
+def best_of(small: PointResult, large: PointResult, arm: str) -> PointResult:
+    """An oracle that sends whole queries: the small model's answer unless only the large one's is right."""
+    large = large.aligned(small.query_ids)
+    ask = large.correct > small.correct
+    rows = {n: np.where(ask, getattr(large, n), getattr(small, n)) for n in ARRAYS}
+    return PointResult(arm, 0.0, small.seed, small.query_ids, **rows)
+
+
 def _row(t: Trajectory) -> list[float]:
     written = t.cost.generated_tokens or _tokens_by_model(t)
     return [

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from roro_fast.config import ORACLE_QUERY
 from roro_fast.engine import Trajectory
 from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.eval.baselines import BUILDERS, Fitting
@@ -14,7 +15,7 @@ from roro_fast.eval.metrics import Evaluation
 from roro_fast.eval.plain import to_plain
 from roro_fast.eval.prices import price_table
 from roro_fast.eval.prm import check_scorers
-from roro_fast.eval.records import PointResult, load_points, save_points
+from roro_fast.eval.records import PointResult, best_of, load_points, save_points
 from roro_fast.eval.sweep import Runner, Setting, at_bias, baseline_settings, calibrate
 from roro_fast.files import write_json
 from roro_fast.routing import Constant, PolicyNetwork
@@ -35,7 +36,9 @@ def check(bench: Workbench) -> None:
     kinds = {q.task: q for q in bench.drawn(SPLIT)}.values()
     for arm in c.eval.arms:
         if arm in STEPWISE and any(bench.task.verify(q, [""]).steps is None for q in kinds):
-            raise ConfigError(f"eval.arms: {arm!r} needs a task that verifies steps, {c.task.name!r} does not; drop it")
+            raise ConfigError(
+                f"eval.arms: {arm!r} needs a task that verifies steps, {c.task.name!r} does not; use {ORACLE_QUERY!r}"
+            )
         if arm in LEARNED or arm in BUILDERS:
             bench.drawn("calibrate")
         check_scorers(c, arm)
@@ -51,14 +54,15 @@ def evaluate(ctx: Context) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     points: list[PointResult] = []
     done = 0
+    arms = [a for a in c.eval.arms if a != ORACLE_QUERY]
     settings = {
         a: baseline_settings(a, ctx.bench.task, len(ctx.bench.models), c.router.action_space)
-        for a in c.eval.arms
+        for a in arms
         if a not in LEARNED and a not in BUILDERS
     }
-    per_arm = {a: len(settings.get(a, c.eval.budgets)) * c.task.n_test for a in c.eval.arms}
+    per_arm = {a: len(settings.get(a, c.eval.budgets)) * c.task.n_test for a in arms}
     total = sum(per_arm.values())
-    for arm in c.eval.arms:
+    for arm in arms:
         path = folder / f"{arm}.safetensors"
         if not path.is_file():
             counter = _Counter(ctx, done, total)
@@ -70,6 +74,10 @@ def evaluate(ctx: Context) -> dict[str, Any]:
         points += load_points(path)
         done += per_arm[arm]
         ctx.progress(done, total)
+    if ORACLE_QUERY in c.eval.arms:
+        small, large = (next(p for p in points if p.arm == a) for a in ("all_small", "all_large"))
+        points.append(best_of(small, large, ORACLE_QUERY))
+        save_points(folder / f"{ORACLE_QUERY}.safetensors", points[-1:])
     return summarise(ctx, points)
 
 

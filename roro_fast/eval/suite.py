@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from roro_fast.config import ORACLE_QUERY
 from roro_fast.engine import RoutingPolicy
 from roro_fast.errors import CheckpointError, ConfigError, DataError, RoroError
 from roro_fast.eval.prices import price_table
-from roro_fast.eval.records import load_points, save_points
+from roro_fast.eval.records import best_of, load_points, save_points
 from roro_fast.eval.stages import fitted
 from roro_fast.eval.suite_table import Measured, document, markdown
 from roro_fast.eval.sweep import Runner, at_bias
@@ -42,12 +43,15 @@ _SETTINGS = (
 
 
 class Point(NamedTuple):
-    """One operating point to measure; `stem` is the name of its file, `policy` makes its policy."""
+    """One operating point to measure; `stem` is the name of its file, `policy` makes its policy.
+
+    Without a policy it is the best of all-small's and all-large's answers, which come before it.
+    """
 
     arm: str
     knob: float
     stem: str
-    policy: Callable[[], RoutingPolicy]
+    policy: Callable[[], RoutingPolicy] | None
 
 
 def evaluate_suite(ctx: Context, name: str, redo: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def evaluate_suite(ctx: Context, name: str, redo: Sequence[str] = ()) -> dict[st
             shutil.rmtree(folder / entry.name, ignore_errors=True)
         ctx.run.done(_mark(name, entry), _SETTINGS)  # refuses changed settings before anything is run
     todo = [p for p in points if not all((folder / e.name / f"{p.stem}.safetensors").is_file() for e in entries)]
-    policies = {p.stem: p.policy() for p in todo}  # an arm that cannot be fitted is no fault of a benchmark
+    policies = {p.stem: p.policy() for p in todo if p.policy}  # an arm that cannot be fitted is no fault of a benchmark
     measured: dict[str, list[Measured]] = {}
     missing: dict[str, str] = {}
     for number, entry in enumerate(entries):
@@ -106,8 +110,12 @@ def benchmark(
     prompts = [(q, ctx.bench.encode(q)) for q in ctx.bench.asked(queries)]
     limits = {k: v for k, v in ctx.limits(c.engine.temperature).items() if k != "seed"}
     runner = Runner(ctx.bench.engine, task, prompts, limits, prices=price_table(c.models))
-    out = []
+    out: list[Measured] = []
     for i, p in enumerate(points):
+        if p.policy is None:
+            small, large = (next(m.point for m in out if m.point.arm == a) for a in ("all_small", "all_large"))
+            out.append(Measured(best_of(small, large, p.arm), math.nan))
+            continue
         path = folder / f"{p.stem}.safetensors"
         if not path.is_file():
             start = time.perf_counter()
@@ -125,8 +133,10 @@ def operating_points(ctx: Context) -> Iterator[Point]:
     """What `suite.arms` and `suite.routers` stand for; baselines are fitted when one of their points has to run."""
     c, space = ctx.config, ctx.config.router.action_space
     last = len(c.models.paths) - 1
-    for arm in c.suite.arms:
-        if arm in ("all_small", "all_large"):
+    for arm in sorted(c.suite.arms, key=lambda a: a == ORACLE_QUERY):
+        if arm == ORACLE_QUERY:
+            yield Point(arm, 0.0, arm, None)
+        elif arm in ("all_small", "all_large"):
             yield Point(arm, 0.0, arm, lambda arm=arm: Constant(0 if arm == "all_small" else last, arm))  # type: ignore[misc]
         elif arm == "random":
             for p in c.suite.shares:

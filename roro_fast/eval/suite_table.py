@@ -120,7 +120,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         for p in result["points"]:
             values = p["macro"] if name == MACRO else p["benchmarks"][name]
             where = name if name == MACRO else f"{name} ({result['queries'][name]})"
-            setting = "" if p["arm"] in ("all_small", "all_large") else f"{p['knob']:g}"
+            setting = "" if p["arm"] in ("all_small", "all_large", "oracle_query") else f"{p['knob']:g}"
             lines.append(_row([where, p["label"], setting, *(cell(values[k], COLUMNS[k][1]) for k in keys)]))
     share = f"{100 * result['level']:.0f} %"
     notes = [f"In brackets {share} bootstrap intervals over queries; in round brackets the queries of a benchmark."]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from roro_fast.errors import DataError
-from roro_fast.eval.records import ARRAYS, PointResult, load_points, save_points
+from roro_fast.eval.records import ARRAYS, PointResult, best_of, load_points, save_points
 from roro_fast.tasks.ledger import Ledger
 from tests.eval.samples import anchors, noisy_arm, point, trajectory
 
@@ -109,3 +109,15 @@ def test_an_unreadable_file_is_named(tmp_path, fault):
         save_file({"x": np.ones(2)}, path)
     with pytest.raises(DataError, match="points.safetensors"):
         load_points(path)
+
+
+def test_the_oracle_over_whole_answers_asks_the_large_model_only_where_that_helps():
+    small = point("all_small", [1, 0, 0, 1], 1.0)
+    large = point("all_large", [1, 1, 0, 0], 4.0)
+    order = [2, 0, 3, 1]
+    shuffled = large.aligned([large.query_ids[i] for i in order])
+    best = best_of(small, shuffled, "oracle_query")
+    assert best.query_ids == small.query_ids and best.arm == "oracle_query"
+    assert best.correct.tolist() == [1, 1, 0, 1]
+    flops = [small.generated_flops[0], large.generated_flops[1], *small.generated_flops[2:]]
+    assert best.generated_flops.tolist() == flops

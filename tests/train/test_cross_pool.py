@@ -15,6 +15,7 @@ from roro_fast.runs import RunDirectory
 from tests.two_tokenizers import save_pair
 
 ARMS = ["all_small", "all_large", "random", "confidence", "outcome_only", "roro", "spec_reason", "r2r", "trim_thr"]
+WHOLE = "oracle_query"  # made of the two anchors' answers
 
 
 def roro(*args):
@@ -33,8 +34,8 @@ def settings(tmp_path_factory):
         "task.n_train=12", "task.n_calibrate=4", "task.n_test=5", "task.instruction=Add.", "engine.max_new_tokens=16",
         "engine.max_steps=6", "engine.max_num_seqs=32", "engine.kv_bytes=8MiB", "collect.n_queries=8",
         "router.process_reward=formula", "router.hidden=true", "router.queries_per_step=4", "router.group_size=4",
-        "router.steps=2", f"eval.arms=[{', '.join(ARMS)}]", f"eval.prm={prm}", "eval.n_boot=10", "eval.n_fit=6",
-        "eval.budgets=[0.4, 0.8]", "calibrate.budgets=[0.4, 0.8]", "models.prices=[1, 10]",
+        "router.steps=2", f"eval.arms=[{WHOLE}, {', '.join(ARMS)}]", f"eval.prm={prm}", "eval.n_boot=10",
+        "eval.n_fit=6", "eval.budgets=[0.4, 0.8]", "calibrate.budgets=[0.4, 0.8]", "models.prices=[1, 10]",
     ]  # fmt: skip
 
 
@@ -55,6 +56,7 @@ def test_every_stage_of_a_run(settings: list[str], space: str) -> None:
     for arm in ARMS:
         for p in load_points(run.path / "eval" / f"{arm}.safetensors"):
             assert (p.price > 0).all() and (p.total_flops > p.generated_flops).all()
+    assert WHOLE in {a["name"] for a in json.loads((run.path / "eval.json").read_text())["arms"]}
     report = json.loads((run.path / "report.json").read_text())
     assert {t["arm"] for t in report["trajectories"]} == set(ARMS)
 
