@@ -41,6 +41,7 @@ std::int64_t scratch_bytes(std::int64_t dim, std::int64_t rows, std::int64_t hea
 
 constexpr std::int64_t kReadRows = 16;        // up to here reading the pages is what takes the time
 constexpr std::int64_t kItemsPerThread = 4;  // enough of them to be the unit of work
+constexpr std::int64_t kMostHeads = kSomeRows / kHalfRows;  // of an item, on one thread: their scores are kept together
 constexpr std::int64_t kMostInARow = 8;      // items that a thread takes at once, asking for the next one's keys
 
 class Packer {
@@ -145,7 +146,7 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
       rows += (plan.segments[s].end - plan.segments[s].begin) * (a.heads / a.kv_heads);
     }
     const std::int64_t parts = rows > kReadRows ? a.kv_heads : items < kItemsPerThread * threads ? threads : 1;
-    const std::int64_t heads = (a.kv_heads + parts - 1) / parts;
+    const std::int64_t heads = std::min(kMostHeads, (a.kv_heads + parts - 1) / parts);
     for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
     bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));
   }

@@ -7,6 +7,7 @@
 
 constexpr int kTile = kAttentionTile;
 constexpr int kFewRows = 4;
+constexpr int kRowSteps = 6;  // of rows ahead, while one row's scores become weights
 
 // Keys and values of one block, where they lie or staged: n rows each of so many bytes, then zeros.
 struct TokenTile {
@@ -170,14 +171,14 @@ RORO_INLINE vf row_weights(const float* s, std::int64_t columns, std::int64_t se
 }
 
 // Scores to weights for rows [first, last), at most kSomeRows; their sums and outputs are rescaled to the new maxima.
-// kWhole: all rows see all of a whole block.
+// kWhole: all rows see all of a whole block. `at`: where their scores and weights lie.
 template <bool kWhole, bool kHalf>
 RORO_INLINE void softmax(const Work<kHalf>& w, std::int64_t first, std::int64_t last, std::int64_t begin,
-                         std::int64_t columns, float scale) {
+                         std::int64_t columns, float scale, std::int64_t at, RowsAhead* ahead) {
   const std::int64_t rows = last - first, width = w.columns, *visible = w.visible + first;
-  const float* const s = w.s;  // members are read once: stores of vectors may change anything
+  const float* const s = w.s + at * kTile;  // members are read once: stores of vectors may change anything
   float *const m = w.m + first, *const l = w.l + first * W, *const out = w.out + first * width;
-  auto* const p = w.p;
+  auto* const p = w.p + at * kTile;
   float top[kSomeRows], by[kSomeRows];
   static_assert(kSomeRows % 4 == 0);
   for (std::int64_t i = 0; i < rows; i += 4) {
@@ -194,6 +195,7 @@ RORO_INLINE void softmax(const Work<kHalf>& w, std::int64_t first, std::int64_t 
     store_some(m + i, now, n);
   }
   for (std::int64_t i = 0; i < rows; ++i) {
+    if (ahead) ahead->step(kRowSteps);
     const float *scores = s + i * kTile, factor = by[i];
     const std::int64_t seen = visible[i] - begin;
     const vf total = kWhole            ? row_weights<false>(scores, kTile, 0, scale, m[i], p + i * kTile)
@@ -286,6 +288,31 @@ RORO_INLINE void outputs(const Work<true>& w, HalfProductFunction product, std::
   }
 }
 
+// How much of the n tokens from `begin` on rows [first, last) see: the most of any, and whether all see a whole block.
+struct Sight {
+  std::int64_t most;
+  bool whole;
+};
+
+RORO_INLINE Sight sight(const std::int64_t* visible, std::int64_t first, std::int64_t last, std::int64_t begin,
+                        std::int64_t n) {
+  std::int64_t least = kTile, most = 0;
+  for (std::int64_t i = first; i < last; ++i) {
+    const std::int64_t seen = visible[i] - begin;
+    least = seen < least ? seen : least;
+    most = seen > most ? seen : most;
+  }
+  return {most < n ? most : n, least == kTile};
+}
+
+template <bool kHalf>
+RORO_INLINE void weigh(const Work<kHalf>& w, std::int64_t first, std::int64_t last, std::int64_t begin,
+                       std::int64_t columns, bool whole, float scale, std::int64_t at = 0,
+                       RowsAhead* ahead = nullptr) {
+  whole ? softmax<true>(w, first, last, begin, columns, scale, at, ahead)
+        : softmax<false>(w, first, last, begin, columns, scale, at, ahead);
+}
+
 // Rows [first, last) over one block, of which each sees at least one token. Some rows at a time, whose scores stay in
 // the first cache, and of the block only what the last of them sees. `next` is the block after it.
 template <bool kHalf>
@@ -305,16 +332,10 @@ RORO_INLINE void attend_block(const Work<kHalf>& w, HalfProductFunction product,
   }
   for (std::int64_t after; first < last; first = after) {
     after = last - first < some ? last : first + some;
-    std::int64_t least = kTile, most = 0;
-    for (std::int64_t i = first; i < after; ++i) {
-      const std::int64_t seen = w.visible[i] - begin;
-      least = seen < least ? seen : least;
-      most = seen > most ? seen : most;
-    }
-    const std::int64_t n = most < t.n ? most : t.n, columns = round_up(n, column_step);
+    const Sight seen = sight(w.visible, first, after, begin, t.n);
+    const std::int64_t n = seen.most, columns = round_up(n, column_step);
     scores(w, product, first, after, tokens, columns);
-    least == kTile ? softmax<true>(w, first, after, begin, columns, scale)
-                   : softmax<false>(w, first, after, begin, columns, scale);
+    weigh(w, first, after, begin, columns, seen.whole, scale);
     few ? few_outputs(w, first, after - first, t, n) : outputs(w, product, first, after, round_up(n, depth_step));
   }
 }

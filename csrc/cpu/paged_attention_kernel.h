@@ -161,6 +161,50 @@ RORO_INLINE Reach reach(const AttentionArgs& a, const Segment* segments, const A
   return {g.sequence, whole, seen, row, row + (g.end - g.begin) * ratio};
 }
 
+// Whether rows work with keys and values where they lie: too few of them to be worth putting these in order for all.
+template <bool kHalf>
+RORO_INLINE bool is_few(const AttentionArgs& a, std::int64_t rows) {
+  return kHalf && rows <= kHalfRows && a.dim % 32 == 0 && !half_product_has_tiles();
+}
+
+constexpr std::int64_t kFewTokens = 32;  // of all heads, that are read together
+
+// Key heads [0, heads) of one block, a few tokens of all heads at a time, so that pages are read from end to end.
+// Meanwhile the values are asked for, then the next block's keys.
+RORO_INLINE void attend_heads(const AttentionArgs& a, const Work<true>* work, std::int64_t heads, std::int64_t first,
+                              std::int64_t last, std::int64_t begin, const TokenTile& t, const TokenTile& next,
+                              float scale) {
+  const std::int64_t k_step = a.k.head_stride * sizeof(bf16), v_step = a.v.head_stride * sizeof(bf16);
+  const std::int64_t rows = last - first;
+  const Sight seen = sight(work->visible, first, last, begin, t.n);
+  const std::int64_t columns = round_up(seen.most, 16), depth = round_up(seen.most, 2), wide = (a.dim + 63) / 64;
+  RowsAhead values(t.v, seen.most, heads, v_step, t.v_bytes, heads * (columns / 16) * (a.dim / 16) * kColumnSteps);
+  for (std::int64_t c = 0; c < columns; c += kFewTokens) {
+    const std::int64_t some = columns - c < kFewTokens ? columns - c : kFewTokens;
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const Work<true>& w = work[h];
+      float* s = w.s + h * kHalfRows * kTile + c;
+      half_rows_by_columns({w.q_rows + first, t.k + c, h * k_step, w.depth, some, s, kTile, &values}, rows);
+    }
+  }
+  RowsAhead keys(next.k, next.n, heads, k_step, next.k_bytes, heads * (rows * kRowSteps + depth / 2 * wide));
+  for (std::int64_t h = 0; h < heads; ++h) {
+    weigh(work[h], first, last, begin, columns, seen.whole, scale, h * kHalfRows, &keys);
+  }
+  for (std::int64_t c = 0; c < depth; c += kFewTokens) {
+    const std::int64_t some = depth - c < kFewTokens ? depth - c : kFewTokens;
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const Work<true>& w = work[h];
+      const bf16* p[kHalfRows];
+      for (std::int64_t i = 0; i < rows; ++i) p[i] = w.p + (h * kHalfRows + i) * kTile + c;
+      half_rows_by_depth({p, t.v + c, h * v_step, some, w.columns, w.out + first * w.columns, w.columns, &keys}, rows);
+    }
+  }
+}
+
+RORO_INLINE void attend_heads(const AttentionArgs&, const Work<false>*, std::int64_t, std::int64_t, std::int64_t,
+                              std::int64_t, const TokenTile&, const TokenTile&, float) {}
+
 // Key heads [head, last_head) of an item: side by side, so that a page is read from end to end. `after`: the item that
 // comes next, for the same heads, or nullptr.
 template <bool kHalf>
@@ -189,8 +233,25 @@ RORO_INLINE void attend(const AttentionArgs& a, HalfProductFunction product, con
     next = i < n ? reach(a, segments, item, i + 1, i ? r.last : 0)
            : after ? reach(a, segments, *after, after->prefix >= kTile ? 0 : 1, 0) : Reach{};
     std::int64_t first = r.first;
+    const bool few = is_few<kHalf>(a, r.last - r.first);
     for (std::int64_t begin = r.from; begin < r.to; begin += kTile) {
       while (work->visible[first] <= begin) ++first;
+      if (few) {
+        TokenTile &t = tiles[now], &coming = tiles[now ^ 1];
+        if (!found) find(r, head, begin, t);
+        found = true;
+        if (begin + kTile < r.to) {
+          find(r, head, begin + kTile, coming);
+        } else if (next.from < next.to) {
+          find(next, head, next.from, coming);
+        } else {
+          found = false;
+          coming.n = 0;
+        }
+        attend_heads(a, work, last_head - head, first, r.last, begin, t, coming, a.scale * kLog2E);
+        now ^= 1;
+        continue;
+      }
       for (std::int64_t h = head; h < last_head; ++h, now ^= 1) {
         TokenTile &t = tiles[now], &coming = tiles[now ^ 1];
         if (!found) find(r, h, begin, t);

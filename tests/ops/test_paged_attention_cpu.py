@@ -58,7 +58,9 @@ def test_any_size(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [(4, 2, 16, 16), (9, 3, 64, 16), (7, 7, 80, 3), (3, 1, 33, 5)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(4, 2, 16, 16), (9, 3, 64, 16), (7, 7, 80, 3), (3, 1, 33, 5), (19, 19, 32, 5), (8, 2, 96, 7)], ids=str
+)
 def test_a_row_alone_equals_the_row_in_any_batch(isa: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
     """Bit for bit: with its sequence cut in chunks, every token as a decode step, and on two threads."""
     c = cases.make(cases.SHAPES["ragged"], *size, dtype)
@@ -82,21 +84,23 @@ def test_a_row_alone_equals_the_row_in_any_batch(isa: str, size: tuple[int, ...]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pages", [4, 5, 9], ids=str)
-def test_sharing_a_prefix_changes_no_bit(isa: str, pages: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dim", [16, 64])
+def test_sharing_a_prefix_changes_no_bit(isa: str, dim: int, pages: int, dtype: torch.dtype) -> None:
     shapes = [(q, own + 16 * pages + q) for q, own in SHARED]
-    c = cases.make(shapes, 4, 2, 16, 16, dtype, shared=[(5, pages), (3, 1)])
+    c = cases.make(shapes, 4, 2, dim, 16, dtype, shared=[(5, pages), (3, 1)])
     with_groups = paged_attention(*c.args, prefix=c.prefix, impl="cpu")
     assert torch.equal(with_groups, paged_attention(*c.args, impl="cpu"))
 
 
-def test_queries_and_pools_may_be_strided(isa: str) -> None:
-    c = cases.make(cases.SHAPES["ragged"], 4, 2, 16, 16)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_and_pools_may_be_strided(isa: str, dtype: torch.dtype) -> None:
+    c = cases.make(cases.SHAPES["ragged"], 4, 2, 32, 16, dtype)
     want = paged_attention(*c.args, impl="cpu")
-    wide = torch.full((len(c.q), 9, 20), float("nan"))
-    wide[:, 2:6, 3:19] = c.q
+    wide = torch.full((len(c.q), 9, 36), float("nan"), dtype=dtype)
+    wide[:, 2:6, 3:35] = c.q
     k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (c.k_pages, c.v_pages))  # head-major pages
     table = torch.cat((c.page_table, c.page_table), 1)[:, : c.page_table.shape[1]]
-    assert torch.equal(paged_attention(wide[:, 2:6, 3:19], k, v, table, *c[4:6], impl="cpu"), want)
+    assert torch.equal(paged_attention(wide[:, 2:6, 3:35], k, v, table, *c[4:6], impl="cpu"), want)
 
 
 def at_the_edge() -> None:
