@@ -43,12 +43,16 @@ def read_settings(directory: str | Path, role: str) -> dict[str, Any]:
 
 
 def load(
-    directory: str | Path, role: str, device: str | torch.device = "cpu", base: str | Path | None = None
+    directory: str | Path,
+    role: str,
+    device: str | torch.device = "cpu",
+    base: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Decoder, Any, dict[str, Any]]:
     """(decoder, tokenizer, settings). `base`: the model that a LoRA adapter in `directory` adapts."""
     from transformers import AutoTokenizer
 
     path, settings = Path(directory), read_settings(directory, role)
-    model = load_decoder(path, device=device, base=base)
+    model = load_decoder(path, dtype, device, base=base)
     own = base is None or (path / "tokenizer.json").is_file()
     return model, AutoTokenizer.from_pretrained(path if own else base), settings

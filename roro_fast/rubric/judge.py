@@ -68,10 +68,11 @@ class Judge:
         labels: Sequence[str] | None = None,
         device: str = "cpu",
         base: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Judge:
         """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
         of the one in `base`."""
-        model, tokenizer, settings = checkpoint.load(directory, "judge", device, base)
+        model, tokenizer, settings = checkpoint.load(directory, "judge", device, base, dtype)
         if labels is not None:
             settings["labels"] = labels
         known = {k: settings[k] for k in ("labels", "verdicts", "preamble") if k in settings}

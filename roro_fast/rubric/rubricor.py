@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from roro_fast.engine import StepEngine
 from roro_fast.models.decoder import Decoder
 from roro_fast.rubric import checkpoint
@@ -52,10 +54,11 @@ class Rubricor:
         labels: Sequence[str] | None = None,
         device: str = "cpu",
         base: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Rubricor:
         """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
         of the one in `base`."""
-        model, tokenizer, settings = checkpoint.load(directory, "rubricor", device, base)
+        model, tokenizer, settings = checkpoint.load(directory, "rubricor", device, base, dtype)
         if labels is not None:
             settings["labels"] = labels
         known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble", "max_criteria") if k in settings}

@@ -7,6 +7,9 @@ import shutil
 from itertools import accumulate
 from typing import Any
 
+import torch
+
+from roro_fast.config import Config
 from roro_fast.errors import CheckpointError, DataError
 from roro_fast.files import write_text
 from roro_fast.models.loading import load_config
@@ -34,11 +37,16 @@ def load_models(ctx: Context) -> tuple[Judge, Rubricor]:
     c, labels = ctx.config.rubric, ctx.config.models.labels
     device = ctx.config.models.devices[0]
     read, write = model_files(c.judge, "rubric.judge"), model_files(c.rubricor, "rubric.rubricor")
-    judge = Judge.load(read.path, labels, device, read.weights)
-    rubricor = Rubricor.load(write.path, labels, device, write.weights)
+    judge = Judge.load(read.path, labels, device, read.weights, dtype_of(ctx.config))
+    rubricor = Rubricor.load(write.path, labels, device, write.weights, dtype_of(ctx.config))
     rubricor.closed_grammar = ctx.config.task.name.partition(":")[0] == "ledger"
     rubricor.max_criteria = c.max_criteria
     return judge, rubricor
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """Of Rubricor's and Judge's weights: what trains them needs them in."""
+    return getattr(torch, config.trl.dtype) if config.rubric.trainer == "trl" else torch.float32
 
 
 def check(bench: Workbench) -> None:
@@ -128,7 +136,7 @@ def load_judge(run: RunDirectory) -> Judge:
     """The trained Judge of a run."""
     if not (run.path / JUDGE).is_dir():
         raise CheckpointError(f"{run.path / JUDGE}: no trained Judge; run the rubric stage first (`roro train`)")
-    return Judge.load(run.path / JUDGE, device=run.config.models.devices[0])
+    return Judge.load(run.path / JUDGE, device=run.config.models.devices[0], dtype=dtype_of(run.config))
 
 
 def load_rubrics(run: RunDirectory) -> dict[str, Rubric]:
