@@ -82,3 +82,16 @@ def test_directories(tmp_path: Path) -> None:
         settings(tmp_path)
     with pytest.raises(CapacityError, match="context"):
         scorer.score([Trace(traces(1)[0].prompt, traces(1)[0].steps * 60)])
+
+
+def test_traces_met_before_are_charged_but_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = nano.load_pair()[0]
+    scorer = ProbeScorer(body, TOKENIZER, torch.ones(body.config.hidden_size + 2), torch.tensor(0.0))
+    a, b, c = traces(3)
+    first = scorer.score([a, b, a])
+    assert first[0] == first[2] != first[1] and sum(first[2].flops) > 0
+    read: list[int] = []
+    features = scorer.features
+    monkeypatch.setattr(scorer, "features", lambda t: read.append(len(t)) or features(t))
+    again = scorer.score([b, Trace(a.prompt, ()), c, a])
+    assert read == [1] and again[0] == first[1] and again[3] == first[0] and again[1].values == ()

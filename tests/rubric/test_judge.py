@@ -151,3 +151,11 @@ def test_too_long_a_prompt_is_refused(inputs, tmp_path):
 def test_bad_verdict_words_are_refused_at_start_up(judge):
     with pytest.raises(ConfigError, match=r"judge\.verdicts"):
         Judge(judge.model, judge.tokenizer, verdicts=(" true true", " false"))
+
+
+def test_the_scorer_has_the_weights_of_now_in_bfloat16(judge, inputs):
+    half = judge.scorer()
+    assert half.model.dtype == torch.bfloat16 and half.scorer() is half and judge.scorer(bf16=False) is judge
+    exact, rounded = ([j.score for j in x.score(inputs)] for x in (judge, half))
+    assert 0 < max(abs(a - b) for a, b in zip(exact, rounded, strict=True)) < 0.05
+    assert judge.model.dtype == torch.float32

@@ -148,3 +148,17 @@ def test_a_broken_state_is_named(model, tmp_path):
     path.write_bytes(b"junk")
     with pytest.raises(CheckpointError, match="not a usable training state"):
         LMTrainer(model, 1e-2).load(path)
+
+
+def test_frozen_layers_stay_and_bf16_steps_resemble_float32_ones(model, tmp_path):
+    untouched = load_decoder(save_tiny(tmp_path / "again", hidden=16))
+    with LMTrainer(model, 1e-3, frozen=1, bf16=True) as trainer:
+        in_half = model.dense(batch()[0])
+        trainer.step(sft_loss(model, *batch()))
+    assert not model.autocast and not any(p.requires_grad for p in model.parameters())
+    whole = untouched.dense(batch()[0])
+    assert 0 < (in_half - whole).abs().max() < 0.1, "bfloat16, and only that"
+    same = {n for (n, a), b in zip(model.named_parameters(), untouched.parameters(), strict=True) if torch.equal(a, b)}
+    frozen = {n for n, _ in model.named_parameters() if n.startswith(("embed", "head", "layers.0."))}
+    assert same == frozen and frozen
+    assert all(p.dtype == torch.float32 for p in model.parameters())
