@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from roro_fast.config_checks import at_least, check_budgets, choose, choose_all, clip_range, positive, require, share
-from roro_fast.config_trl import TRAINERS, TrlConfig
+from roro_fast.config_rubric import RubricConfig
+from roro_fast.config_trl import TrlConfig
 from roro_fast.tasks.base import SPLITS
 from roro_fast.tasks.prompting import INSTRUCTION
 
 DTYPES = ("float32", "bfloat16", "float16")
 ACTION_SPACES = ("next", "regenerate")
 PAIR_RULES = ("outcome", "cost", "process")
-ORDERS = ("judge_first", "rubricor_first")
 PROCESS_REWARDS = ("judge", "none", "formula", "fixed_rubric", "random_rubric", "shuffled")
 COLLECT_ARMS = ("all_small", "all_large", "confidence", "random_budget", "critical", "anti_critical", "policy")
 BASELINE_ARMS = (
@@ -285,59 +285,6 @@ class PairsConfig:
             f"{self.weights} must be non-negative and sum to 1",
         )
         at_least(self.max_per_query, 1, "pairs.max_per_query")
-
-
-@dataclass
-class RubricConfig:
-    """Rubricor and Judge: SFT warm-up, then `rounds` of alternation on disjoint shares of the pairs.
-
-    `rubricor` and `judge` are model directories or packaged names to start from. `trainer` "native" updates this
-    package's own decoders, "trl" their `transformers` twins (section `trl`). For the native one: `frozen` of the first
-    layers stay as they are; `bf16` computes in bfloat16 under float32 weights, and so does a Judge that only scores.
-    """
-
-    rubricor: str = "nano/reader"
-    judge: str = "nano/reader"
-    trainer: str = "native"
-    order: str = "judge_first"
-    rounds: int = 3
-    group_size: int = 6
-    sft_steps: int = 200
-    sft_lr: float = 2e-3
-    steps: int = 20
-    judge_lr: float = 3e-4
-    rubricor_lr: float = 3e-4
-    batch_size: int = 32
-    kl: float = 1e-3
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    temperature: float = 1.0
-    max_criteria: int = 6
-    max_tokens: int = 128
-    frozen: int = 0
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(self.frozen, 0, "rubric.frozen")
-        for key in ("rubricor", "judge"):
-            require(bool(getattr(self, key)), f"rubric.{key}", "is empty; name a model directory or 'nano/reader'")
-        choose(self.trainer, "rubric.trainer", TRAINERS)
-        choose(self.order, "rubric.order", ORDERS)
-        at_least(self.rounds, 1, "rubric.rounds")
-        require(
-            self.group_size >= 2,
-            "rubric.group_size",
-            f"{self.group_size} is no group to normalise by; use 2 or more",
-        )
-        for key in ("sft_steps", "steps"):
-            at_least(getattr(self, key), 0, f"rubric.{key}")
-        for key in ("sft_lr", "judge_lr", "rubricor_lr", "temperature"):
-            positive(getattr(self, key), f"rubric.{key}")
-        for key in ("batch_size", "max_tokens"):
-            at_least(getattr(self, key), 1, f"rubric.{key}")
-        require(3 <= self.max_criteria <= 6, "rubric.max_criteria", f"{self.max_criteria} is not in 3..6")
-        at_least(self.kl, 0.0, "rubric.kl")
-        clip_range(self.clip_low, self.clip_high, "rubric")
 
 
 @dataclass
