@@ -78,7 +78,7 @@ class Runner {
     for (std::int64_t l = 0; l < s_.layers; ++l) {
       const char* w = layer(l);
       const bool last = l + 1 == s_.layers;
-      product(s_.qkv(), w + at_.qkv, s_.qkv_bias, normed_, qkv_);
+      product(s_.qkv(), w + at_.qkv, s_.qkv_bias, normed_, qkv_, s_.o(), w + at_.o);
       rotate_and_store(l, w);
       if (last && !a_.below && !a_.num_wanted) return;
       attend(l);
@@ -87,10 +87,10 @@ class Runner {
         keep_wanted(seen_, s_.q_width());
         rows_ = a_.num_wanted;
       }
-      product(s_.o(), w + at_.o, s_.o_bias, seen_, delta_);
+      product(s_.o(), w + at_.o, s_.o_bias, seen_, delta_, s_.gate_up(), w + at_.gate_up);
       add_norm(total_, s_.hidden, w + at_.post_norm, normed_);
-      product(s_.gate_up(), w + at_.gate_up, s_.mlp_bias, normed_, inner_);
-      product(s_.down(), w + at_.down, s_.mlp_bias, inner_, delta_);
+      product(s_.gate_up(), w + at_.gate_up, s_.mlp_bias, normed_, inner_, s_.down(), w + at_.down);
+      product(s_.down(), w + at_.down, s_.mlp_bias, inner_, delta_, s_.qkv(), last ? nullptr : layer(l + 1) + at_.qkv);
       add_norm(total_, s_.hidden, last ? a_.packed + at_.norm : layer(l + 1) + at_.input_norm,
                last && !a_.below ? static_cast<char*>(a_.out) : normed_);
     }
@@ -136,9 +136,10 @@ class Runner {
 
   const char* layer(std::int64_t l) const { return a_.packed + at_.layers + l * at_.layer_bytes; }
 
-  void product(const LinearSizes& sizes, const char* w, bool bias, const char* x, char* out) {
+  void product(const LinearSizes& sizes, const char* w, bool bias, const char* x, char* out, const LinearSizes& next,
+               const char* next_w) {
     const std::int64_t width = sizes.columns / (sizes.gated ? 2 : 1);
-    linear({sizes, w, bias, x, rows_, sizes.depth, out, s_.type(), width}, threads_);
+    linear({sizes, w, bias, x, rows_, sizes.depth, out, s_.type(), width, next_w, next}, threads_);
   }
 
   // normed = norm(total = delta + residual)

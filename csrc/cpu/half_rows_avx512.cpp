@@ -13,6 +13,10 @@ namespace {
 
 constexpr int kWords = 8;  // pairs of bf16 that are put in order at a time
 
+// Masks of all ones: gcc 12 warns of the plain forms in its own headers.
+inline __m512 even_quads(__m512 a, __m512 b) { return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88); }
+inline __m512 odd_quads(__m512 a, __m512 b) { return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd); }
+
 // 32 bytes of `low`, then of `high`.
 inline __m512 both(const char* low, const char* high) {
   const __m512 half = _mm512_castps256_ps512(_mm256_loadu_ps(reinterpret_cast<const float*>(low)));
@@ -24,8 +28,8 @@ inline void transpose(const char* const* rows, std::int64_t at, __m512bh (&to)[k
   __m512 low[4], high[4];
   for (int i = 0; i < 4; ++i) {
     const __m512 p = both(rows[i] + at, rows[4 + i] + at), q = both(rows[8 + i] + at, rows[12 + i] + at);
-    low[i] = _mm512_shuffle_f32x4(p, q, 0x88);
-    high[i] = _mm512_shuffle_f32x4(p, q, 0xdd);
+    low[i] = even_quads(p, q);
+    high[i] = odd_quads(p, q);
   }
   const auto order = [&](const __m512 (&a)[4], int first) {
     const __m512d p = (__m512d)_mm512_unpacklo_ps(a[0], a[1]), q = (__m512d)_mm512_unpacklo_ps(a[2], a[3]);
@@ -86,8 +90,8 @@ void depths(const HalfRows& p, std::int64_t column) {
     for (int j = 0; j < NV; ++j) {
       const float* acc = p.acc + i * p.acc_stride + column + 32 * j;
       const __m512 a = _mm512_loadu_ps(acc), b = _mm512_loadu_ps(acc + 16);
-      even[i][j] = _mm512_shuffle_f32x4(a, b, 0x88);
-      odd[i][j] = _mm512_shuffle_f32x4(a, b, 0xdd);
+      even[i][j] = even_quads(a, b);
+      odd[i][j] = odd_quads(a, b);
     }
   }
   for (std::int64_t k = 0; k < p.depth; k += 2) {

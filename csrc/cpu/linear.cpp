@@ -54,6 +54,49 @@ Kernel kernel_for(DType type) {
 // The i-th of n even parts of [0, total) begins here.
 std::int64_t part(std::int64_t total, std::int64_t i, std::int64_t n) { return total * i / n; }
 
+// How a product is shared out: blocks of rows, and chunks of panels for each.
+struct Shares {
+  std::int64_t blocks, chunks, panels, passes, rows;  // of rows: those of a pass
+  int threads;
+
+  Shares(const LinearSizes& sizes, std::int64_t all_rows, std::int64_t pass_rows, int threads)
+      : blocks(1),
+        chunks(1),
+        panels(linear_panels(sizes)),
+        passes((all_rows + pass_rows - 1) / pass_rows),
+        rows(pass_rows),
+        threads(threads) {
+    const std::int64_t row_bytes = linear_padded_depth(sizes.type, sizes.depth) * bytes_of(sizes.type);
+    const std::int64_t bytes = panels * kPanel * row_bytes;
+    const std::int64_t most = std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, row_bytes));
+    blocks = (all_rows + most - 1) / most;
+    if (threads > 1 && passes >= threads * (bytes > kLargeBytes / 2 ? kLargeManyPasses : kManyPasses)) {
+      const std::int64_t turns = std::min(kTurns, passes / (kLeastPasses * threads));  // each reads all weights
+      blocks = std::max(turns * threads, round_up(blocks, threads));
+    } else if (threads > 1 && bytes * passes > kWorthBytes) {
+      chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
+    }
+  }
+
+  std::int64_t row_at(std::int64_t block) const { return part(passes, block, blocks) * rows; }
+
+  std::int64_t panel_at(std::int64_t chunk) const {
+    const std::int64_t evens = panels / kEven;
+    return chunk == chunks ? panels : (evens / chunks * chunk + std::min(chunk, evens % chunks)) * kEven;
+  }
+
+  // The i-th chunk to be taken: threads that take turns go on where they were.
+  std::int64_t chunk_at(std::int64_t i) const {
+    return chunks == 1 ? 0 : i % threads * (chunks / threads) + i / threads;
+  }
+
+  // Where the thread begins that ends before `chunk`; -1: it goes on with `chunk`.
+  std::int64_t follower(std::int64_t chunk) const {
+    const std::int64_t each = chunks == 1 ? 1 : chunks / threads;
+    return chunk % each ? -1 : chunk / each - 1;
+  }
+};
+
 class Block {
  public:
   Block(const LinearArgs& a, const Kernel& kernel)
@@ -70,10 +113,15 @@ class Block {
 
   std::int64_t depth() const { return depth_; }
   std::int64_t row_bytes() const { return depth_ * bytes_; }
-  std::int64_t panels() const { return panels_; }
 
-  // Rows [row, row + rows), panels [begin, end).
-  void run(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t end) const {
+  // Where a panel's columns begin at depth k; a row of a group holds 4 bytes per column.
+  const char* strip(std::int64_t panel, std::int64_t k) const {
+    const std::int64_t in_group = panel % kGroup;
+    return w_ + ((panel - in_group) * depth_ + width_of(panel) * k) * kPanel * bytes_ + in_group * kPanel * 4;
+  }
+
+  // Rows [row, row + rows), panels [begin, end); `after`: weights that are read next.
+  void run(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t end, const char* after) const {
     const std::int64_t passes = (rows + kernel_.rows - 1) / kernel_.rows;
     const std::int64_t step = std::min(depth_, (passes == 2 ? kTwiceBytes : kDepthBytes) / bytes_);
     const bool whole = step == depth_;
@@ -87,7 +135,7 @@ class Block {
       last = std::min(end, round_up(first + 1, kGroup));
       for (std::int64_t k = 0; k < depth_; k += step) {
         const std::int64_t deep = std::min(step, depth_ - k), quads = deep * bytes_ / 16;
-        const char* next = passes > 2 ? k + deep < depth_ ? strip(first, k + deep) : strip(last, 0)
+        const char* next = passes > 2 ? k + deep < depth_ ? strip(first, k + deep) : last < end ? strip(last, 0) : after
                            : rows > kOnTheirOwn ? strip(first, k) + kAhead
                                                 : nullptr;
         const std::int64_t lines = (4 * kGroup + passes - 1) / passes, covered = quads * lines * 64;
@@ -137,12 +185,6 @@ class Block {
 
   std::int64_t width_of(std::int64_t panel) const { return std::min(kGroup, panels_ - panel / kGroup * kGroup); }
 
-  // Where a panel's columns begin at depth k; a row of a group holds 4 bytes per column.
-  const char* strip(std::int64_t panel, std::int64_t k) const {
-    const std::int64_t in_group = panel % kGroup;
-    return w_ + ((panel - in_group) * depth_ + width_of(panel) * k) * kPanel * bytes_ + in_group * kPanel * 4;
-  }
-
   const LinearArgs& a_;
   const Kernel& kernel_;
   std::int64_t bytes_, depth_, panels_;
@@ -157,25 +199,22 @@ void linear(const LinearArgs& a, int threads) {
   if (!a.rows) return;
   const Kernel kernel = kernel_for(a.sizes.type);
   const Block block(a, kernel);
-  const std::int64_t bytes = block.panels() * kPanel * block.row_bytes();
-  const std::int64_t passes = (a.rows + kernel.rows - 1) / kernel.rows;
-  const bool many = passes >= threads * (bytes > kLargeBytes / 2 ? kLargeManyPasses : kManyPasses);
-  const std::int64_t most = std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, block.row_bytes()));
-  std::int64_t blocks = (a.rows + most - 1) / most, chunks = 1;
-  if (many && threads > 1) {  // each reads all weights, in whole groups
-    const std::int64_t turns = std::min(kTurns, passes / (kLeastPasses * threads));
-    blocks = std::max(turns * threads, round_up(blocks, threads));
-  } else if (threads > 1 && bytes * passes > kWorthBytes) {
-    chunks = threads * (bytes > kLargeBytes ? 4 : passes > 1 ? 2 : 1);
-  }
-  const auto row_at = [&](std::int64_t b) { return std::min(a.rows, part(passes, b, blocks) * kernel.rows); };
-  const std::int64_t evens = block.panels() / kEven;
-  const auto panel_at = [&](std::int64_t c) {  // the larger chunks first: threads that take turns end together
-    return c == chunks ? block.panels() : (evens / chunks * c + std::min(c, evens % chunks)) * kEven;
+  const Shares shares(a.sizes, a.rows, kernel.rows, threads);
+  LinearArgs next = a;
+  next.sizes = a.next ? a.next_sizes : a.sizes;
+  next.packed = a.next;
+  const Block next_block(next, kernel);
+  const Shares next_shares(next.sizes, a.rows, kernel.rows, threads);
+  const auto after = [&](std::int64_t chunk) -> const char* {
+    const std::int64_t thread = shares.follower(chunk + 1);
+    if (thread < 0) return block.strip(shares.panel_at(chunk + 1), 0);
+    if (!a.next || shares.blocks > 1) return nullptr;
+    return next_block.strip(next_shares.panel_at(next_shares.chunks == 1 ? 0 : next_shares.chunk_at(thread)), 0);
   };
-  parallel_for(blocks * chunks, 1, threads, [&](std::int64_t i, std::int64_t) {
-    const std::int64_t b = i / chunks, c = i % chunks, row = row_at(b);
-    block.run(row, row_at(b + 1) - row, panel_at(c), panel_at(c + 1));
+  const auto row_at = [&](std::int64_t b) { return std::min(a.rows, shares.row_at(b)); };
+  parallel_for(shares.blocks * shares.chunks, 1, threads, [&](std::int64_t i, std::int64_t) {
+    const std::int64_t b = i / shares.chunks, c = shares.chunk_at(i % shares.chunks), row = row_at(b);
+    block.run(row, row_at(b + 1) - row, shares.panel_at(c), shares.panel_at(c + 1), after(c));
   });
 }
 

@@ -37,6 +37,9 @@ struct LinearArgs {
   void* out;  // [rows][out_stride]
   DType out_type;
   std::int64_t out_stride;
+  // The weights that come next, with the same type and number of rows: each thread asks for where it will begin.
+  const void* next = nullptr;
+  LinearSizes next_sizes{};
 };
 
 void linear(const LinearArgs& args, int threads);

@@ -14,7 +14,7 @@ namespace roro::cpu {
 namespace {
 
 std::int64_t tokens_per_chunk(std::int64_t elements) {
-  constexpr std::int64_t kChunkElements = 16384;
+  constexpr std::int64_t kChunkElements = 4096;
   return std::max<std::int64_t>(1, kChunkElements / std::max<std::int64_t>(1, elements));
 }
 
