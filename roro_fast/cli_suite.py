@@ -39,10 +39,12 @@ def run_suite(run: RunDirectory, name: str, console: Console, redo: Sequence[str
 
 
 def macro_table(result: Mapping[str, Any]) -> Any:
-    """Macro averages of every operating point."""
+    """Macro averages of every operating point; their intervals are in the files."""
     keys = [k for k in _SHOWN if any(p["macro"][k]["mean"] is not None for p in result["points"])]
-    rows = [
-        (p["label"], f"{p['knob']:g}", *(cell(p["macro"][k], COLUMNS[k][1]) for k in keys)) for p in result["points"]
-    ]
+
+    def mean(values: Mapping[str, Any], key: str) -> str:
+        return cell({**values[key], "lo": None}, COLUMNS[key][1])
+
+    rows = [(p["label"], f"{p['knob']:g}", *(mean(p["macro"], k) for k in keys)) for p in result["points"]]
     title = f"{result['suite']}: macro average over {', '.join(result['queries'])}"
     return table(title, ("arm", "setting", *(COLUMNS[k][0] for k in keys)), rows)

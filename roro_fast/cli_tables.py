@@ -20,17 +20,27 @@ def percent(value: float) -> str:
 
 def collect(summary: Summary) -> Table:
     arms = summary["arms"]
-    large = arms.get("all_large", {}).get("generated_flops")
-    rows = []
-    for name, a in arms.items():
-        cost = percent(a["generated_flops"] / large) if large else f"{a['generated_flops']:.3g}"
-        rows.append((name, a["trajectories"], percent(a["accuracy"]), cost, f"{a['tokens']:.0f}"))
+    large = arms.get("all_large", {})
+
+    def share(arm: Summary, key: str) -> str:
+        return percent(arm[key] / large[key]) if large.get(key) else number(arm, key, ".3g")
+
+    def number(arm: Summary, key: str, form: str) -> str:
+        return format(arm[key], form) if key in arm else "-"  # runs of older versions
+
+    rows = [
+        (name, a["trajectories"], percent(a["accuracy"]), share(a, "generated_flops"), share(a, "total_flops"),
+         number(a, "seconds", ".2f"), number(a, "tokens", ".0f"), number(a, "discarded", ".1f"))
+        for name, a in arms.items()
+    ]  # fmt: skip
     finish = ", ".join(f"{k} {v}" for k, v in summary["finish"].items())
     if summary["skipped_rows"]:
         finish += f"; {len(summary['skipped_rows'])} malformed rows skipped, first: {summary['skipped_rows'][0]}"
     title = f"{summary['trajectories']} trajectories, {summary['tokens']:,} tokens (finished by {finish})"
-    cost = "cost / all-large" if large else "FLOPs"
-    return table(title, ("arm", "trajectories", "accuracy", cost, "tokens each"), rows)
+    if large:
+        title += "; FLOPs as shares of all-large"
+    heads = ("arm", "answers", "accuracy", "FLOPs kept", "FLOPs, all", "s each", "tokens", "discarded")
+    return table(title, heads, rows)
 
 
 def pairs(summary: Summary) -> Table:

@@ -73,7 +73,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     """A plain table, first column left, the rest right."""
     out = Table(title=title)
     for i, name in enumerate(columns):
-        out.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        out.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for row in rows:
         out.add_row(*(str(c) for c in row))
     return out

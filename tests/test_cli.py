@@ -293,9 +293,14 @@ def test_rollout_stores_every_arm_and_prints_a_table(uninterrupted):
     found = trajectories(run)
     assert len(found) == 240 and {k[1] for k in found} == {"all_small", "all_large"}
     assert "all_small" in result.output and "240 trajectories" in result.output
+    assert all(word in result.output for word in ("kept", "s each", "discarded"))
     assert all(r["correct"] is not None for r in found.values())
     summary = json.loads((run / "stages" / "collect.json").read_text())
     assert summary["done"] and summary["summary"]["trajectories"] == 240
+    small = [r["cost"] for r in RunDirectory(run).store("collect") if r["arm"] == "all_small"]
+    for key in ("total_flops", "seconds"):
+        mean = sum(c[key] for c in small) / len(small)
+        assert summary["summary"]["arms"]["all_small"][key] == pytest.approx(mean)
 
 
 def test_a_second_call_does_nothing_again(uninterrupted):

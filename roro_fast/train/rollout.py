@@ -13,6 +13,8 @@ from roro_fast.engine import Request, RoutingPolicy, StepEngine, Trajectory
 from roro_fast.runs import JsonlStore
 from roro_fast.tasks.base import Query, Task
 
+PER_ANSWER = ("accuracy", "generated_flops", "total_flops", "seconds", "tokens", "discarded")
+
 
 class Progress(Protocol):
     """Told after each unit of work; `info` are figures worth showing beside the bar."""
@@ -33,7 +35,7 @@ class RolloutStats:
     tokens: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
-    by_arm: dict[str, list[float]] = field(default_factory=dict)  # arm -> [count, correct, generated FLOPs, tokens]
+    by_arm: dict[str, list[float]] = field(default_factory=dict)  # arm -> [count, sums of `PER_ANSWER`]
     finish: Counter[str] = field(default_factory=Counter)
 
     def add(self, t: Trajectory, new: bool) -> None:
@@ -42,8 +44,10 @@ class RolloutStats:
         self.tokens += len(t.token_ids)
         self.new_tokens += len(t.token_ids) * new
         self.finish[t.finish_reason] += 1
-        row = self.by_arm.setdefault(t.arm, [0, 0, 0.0, 0])
-        for i, value in enumerate((1, int(bool(t.correct)), t.cost.generated_flops, len(t.token_ids))):
+        c = t.cost
+        row = self.by_arm.setdefault(t.arm, [0.0] * (1 + len(PER_ANSWER)))
+        values = (bool(t.correct), c.generated_flops, c.total_flops, c.seconds, len(t.token_ids), c.discarded_tokens)
+        for i, value in enumerate((1, *values)):
             row[i] += value
 
     @property
@@ -62,8 +66,8 @@ class RolloutStats:
             "tokens": self.tokens,
             "finish": dict(sorted(self.finish.items())),
             "arms": {
-                arm: {"trajectories": int(n), "accuracy": c / n, "generated_flops": f / n, "tokens": k / n}
-                for arm, (n, c, f, k) in sorted(self.by_arm.items())
+                arm: {"trajectories": int(n), **{k: v / n for k, v in zip(PER_ANSWER, sums, strict=True)}}
+                for arm, (n, *sums) in sorted(self.by_arm.items())
             },
         }
 
