@@ -138,7 +138,7 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     std::int64_t item, head, last_head;
   };
   std::vector<Unit> units;
-  std::int64_t bytes = 0;
+  std::int64_t bytes = 0, most = 0;
   const std::int64_t items = static_cast<std::int64_t>(plan.items.size());
   for (std::int64_t i = 0; i < items; ++i) {
     std::int64_t rows = 0;
@@ -149,15 +149,21 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     const std::int64_t heads = std::min(kMostHeads, (a.kv_heads + parts - 1) / parts);
     for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
     bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));
+    most = std::max(most, rows);
   }
   const std::int64_t n = static_cast<std::int64_t>(units.size());
   const std::int64_t grain = std::clamp<std::int64_t>(n / (kItemsPerThread * threads), 1, kMostInARow);
-  parallel_for(n, grain, threads, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t chunks = n < threads ? n : round_up((n + grain - 1) / grain, threads);
+  // Where reading takes the time a thread goes on where it was, so that it can ask for what comes; else longest first.
+  const std::int64_t shares = most <= kReadRows && n >= threads ? threads : 1, share = n ? chunks / shares : 0;
+  const auto unit_at = [&](std::int64_t chunk) { return n * chunk / chunks; };
+  parallel_for(chunks, 1, threads, [&](std::int64_t turn, std::int64_t) {
     char* memory = scratch(bytes);
     const TileScope tiles(half);
-    for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t c = turn % shares * share + turn / shares, own = unit_at((c / share + 1) * share);
+    for (std::int64_t i = unit_at(c), end = unit_at(c + 1); i < end; ++i) {
       const Unit& u = units[i];
-      const bool more = i + 1 < end && units[i + 1].head == u.head && units[i + 1].last_head == u.last_head;
+      const bool more = i + 1 < own && units[i + 1].head == u.head && units[i + 1].last_head == u.last_head;
       attend(a, product, plan.segments.data(), plan.items[u.item], more ? &plan.items[units[i + 1].item] : nullptr,
              u.head, u.last_head, memory);
     }

@@ -17,18 +17,25 @@ struct TokenTile {
 
 // What attend<kHalf> works with: bf16 queries, keys and values as they are, or all of them as float.
 template <bool kHalf>
-struct Work {
+struct Buffers {
   using T = std::conditional_t<kHalf, bf16, float>;
-  std::int64_t count, dim, depth, columns;  // rows; head dimension, padded as the products with keys and values need it
-  T* q;                                     // [rows][depth]
-  T *kt, *v;                                // the block's keys and values in panels, as the products read them
-  T *stage_k, *stage_v;                     // [kTile][depth], [kTile][columns], for what cannot be used where it lies
-  float* s;                                 // scores of some rows [kSomeRows][kTile]
-  T* p;                                     // their weights [kSomeRows][kTile]; in the place of s for float
-  float* m;                                 // [rows]
-  float* l;                                 // [rows][W], to be added up
-  float* out;                               // [rows][columns]
-  std::int64_t visible[kAttentionRows];     // tokens that a row sees
+  std::int64_t dim, depth, columns;  // head dimension, padded as the products with keys and values need it
+  T *kt, *v;                         // the block's keys and values in panels, as the products read them
+  T *stage_k, *stage_v;              // [kTile][depth], [kTile][columns], for what cannot be used where it lies
+  float* s;                          // scores of some rows [kSomeRows][kTile]
+  T* p;                              // their weights [kSomeRows][kTile]; in the place of s for float
+};
+
+// And the rows of one head.
+template <bool kHalf>
+struct Work : Buffers<kHalf> {
+  using T = typename Buffers<kHalf>::T;
+  std::int64_t count;                    // of rows
+  T* q;                                  // [rows][depth]
+  float* m;                              // [rows]
+  float* l;                              // [rows][W], to be added up
+  float* out;                            // [rows][columns]
+  std::int64_t visible[kAttentionRows];  // tokens that a row sees
   const T *q_rows[kAttentionRows], *p_rows[kSomeRows];
 };
 

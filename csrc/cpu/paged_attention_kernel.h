@@ -74,7 +74,7 @@ RORO_INLINE char* cut(T*& p, std::int64_t n, char* memory) {
 
 // Buffers that one head after another uses; returns the memory behind them.
 template <bool kHalf>
-RORO_INLINE char* share_buffers(const AttentionArgs& a, char* memory, Work<kHalf>& w) {
+RORO_INLINE char* share_buffers(const AttentionArgs& a, char* memory, Buffers<kHalf>& w) {
   const bool tiles = kHalf && half_product_has_tiles();
   w.dim = a.dim;
   w.depth = round_up(a.dim, tiles ? 32 : kHalf ? 8 : 4);
@@ -89,7 +89,6 @@ RORO_INLINE char* share_buffers(const AttentionArgs& a, char* memory, Work<kHalf
   } else {
     w.p = w.s;
   }
-  for (std::int64_t i = 0; i < kSomeRows; ++i) w.p_rows[i] = w.p + i * kTile;
   return memory;
 }
 
@@ -99,6 +98,7 @@ RORO_INLINE char* take_queries(const AttentionArgs& a, const Segment* segments, 
                                std::int64_t head, char* memory, Work<kHalf>& w) {
   const bool tiles = kHalf && half_product_has_tiles();
   const std::int64_t ratio = a.heads / a.kv_heads;
+  for (std::int64_t i = 0; i < kSomeRows; ++i) w.p_rows[i] = w.p + i * kTile;
   std::int64_t tokens = 0;
   for (std::int64_t s = item.first; s < item.last; ++s) tokens += segments[s].end - segments[s].begin;
   w.count = tokens * ratio;
@@ -214,10 +214,10 @@ RORO_INLINE void attend(const AttentionArgs& a, HalfProductFunction product, con
   constexpr float kLog2E = 1.44269504f;
   Work<kHalf>* work = nullptr;
   memory = cut(work, last_head - head, memory);
-  Work<kHalf> shared;
+  Buffers<kHalf> shared;
   memory = share_buffers(a, memory, shared);
   for (std::int64_t h = head; h < last_head; ++h) {
-    work[h - head] = shared;
+    static_cast<Buffers<kHalf>&>(work[h - head]) = shared;
     memory = take_queries(a, segments, item, h, memory, work[h - head]);
   }
   const auto find = [&](const Reach& r, std::int64_t h, std::int64_t begin, TokenTile& t) {
