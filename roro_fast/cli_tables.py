@@ -37,9 +37,8 @@ def collect(summary: Summary) -> Table:
     if summary["skipped_rows"]:
         finish += f"; {len(summary['skipped_rows'])} malformed rows skipped, first: {summary['skipped_rows'][0]}"
     title = f"{summary['trajectories']} trajectories, {summary['tokens']:,} tokens (finished by {finish})"
-    if large:
-        title += "; FLOPs as shares of all-large"
-    heads = ("arm", "answers", "accuracy", "FLOPs kept", "FLOPs, all", "s each", "tokens", "discarded")
+    title += "; FLOPs of kept tokens and of all forwards" + " as shares of all-large" * bool(large)
+    heads = ("arm", "n", "correct", "kept", "all", "s", "tokens", "discarded")
     return table(title, heads, rows)
 
 
