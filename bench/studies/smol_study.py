@@ -36,12 +36,14 @@ from roro_fast.eval.sweep import Runner, Setting, baseline_settings
 from roro_fast.files import write_json
 from roro_fast.models import train_nano
 from roro_fast.routing import ConfidenceThreshold, RandomRouter
+from roro_fast.rubric.judge import Judge
 from roro_fast.runs import RunDirectory
 from roro_fast.runs.meta import provenance
 from roro_fast.tasks import registry
 from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.train.context import Context
-from roro_fast.train.router_stage import process_reward, reference
+from roro_fast.train.rewards import ProcessReward
+from roro_fast.train.router_stage import Reference, process_reward, reference
 from roro_fast.train.rubric_stage import load_judge, load_rubrics
 from roro_fast.train.setup import Workbench
 from roro_fast.train.smol_reader import SmolReading, SmolRecipe, WorkedSource
@@ -49,6 +51,7 @@ from roro_fast.train.train_prm import train as train_head
 
 TRAINED = {"outcome_only": "none", "roro": "judge", "formula": "formula", "fixed_rubric": "fixed_rubric",
            "shuffled": "shuffled"}  # arm: process reward  # fmt: skip
+WITHOUT_JUDGE = ("outcome_only", "formula")
 SEEDED = ("random", "trim_agg", "policy_guided", "r2r", "policy_guided_regenerate")
 ONCE = ("all_small", "all_large", "confidence", "oracle", "trim_thr", "rsd", "steer", "glimp_router", "spec_reason",
         "speculative_thinking", "trim_pomdp", "steer_regenerate", "glimp_router_regenerate", "oracle_next")  # fmt: skip
@@ -146,24 +149,34 @@ def run_once(overrides: list[str]) -> None:
 
 
 def run_seed(seed: int, overrides: list[str]) -> None:
-    """The trained arms one after the other, each measured as soon as it is trained, then the baselines that draw."""
-    prepare(overrides)
+    """First the arms without a Judge, then the alternation and the arms with one; each measured once it is trained."""
+    heads(overrides)
     config = config_of(f"seed-{seed}", seed, overrides)
     run = RunDirectory.for_config(config)
-    run_stages(run, "reference", console)
+    run_stages(run, "pairs", console)
     with run:
         ctx = Context(run, Workbench(config))
-        arms = Arms(ctx)
         ref = reference(ctx, ctx.prompts("train"))
-        reward = partial(
-            process_reward, seed=seed, queries={q.id: q.prompt for q in ctx.bench.queries("train")}, ref=ref,
-            judge=load_judge(run).scorer(), rubrics=load_rubrics(run), ctx=ctx,
-        )  # fmt: skip
-        for arm, kind in TRAINED.items():
-            points.trained(ctx, arm, config.router, reward(kind), ref)
+        arms = Arms(ctx)
+        for arm in (*WITHOUT_JUDGE, *SEEDED):
+            if arm in WITHOUT_JUDGE:
+                points.trained(ctx, arm, config.router, rewards(ctx, ref)(TRAINED[arm]), ref)
             arms.measure(arm)
-        for arm in SEEDED:
+    prepare(overrides)
+    run_stages(run, "rubric", console)
+    with run:
+        reward = rewards(ctx, ref, load_judge(run).scorer())
+        for arm in [a for a in TRAINED if a not in WITHOUT_JUDGE]:
+            points.trained(ctx, arm, config.router, reward(TRAINED[arm]), ref)
             arms.measure(arm)
+
+
+def rewards(ctx: Context, ref: Reference, judge: Judge | None = None) -> Callable[[str], ProcessReward | None]:
+    """The process reward of a kind; with the Judge of the run, or those that need none."""
+    return partial(
+        process_reward, seed=ctx.config.run.seed, queries={q.id: q.prompt for q in ctx.bench.queries("train")}, ref=ref,
+        judge=judge, rubrics=load_rubrics(ctx.run) if judge else None, ctx=ctx,
+    )  # fmt: skip
 
 
 def families() -> dict[str, Callable[[str], bool]]:

@@ -41,7 +41,7 @@ class SmolRecipe(Recipe):
     steps: int = 240
     lr: float = 3e-4
     warmup: int = 10
-    log_every: int = 10
+    log_every: int = 4
     eval_every: int = 40
     read: int = 4
     write: int = 1
