@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import huggingface_hub
 import pytest
@@ -106,6 +107,18 @@ def test_directory_without_tokenizer_is_named(tmp_path, pair):
         (bare / name).write_bytes((pair[0] / name).read_bytes())
     with pytest.raises(CheckpointError, match="bare has no readable tokenizer"):
         load_pool(ModelsConfig(paths=[str(bare), str(pair[1])]))
+
+
+@pytest.mark.parametrize("family", ["mamba", "frobnicator"])
+def test_an_unknown_architecture_is_named_before_its_tokenizer_is_read(tmp_path, pair, family):
+    shutil.copytree(pair[1], other := tmp_path / "other")
+    spec = json.loads((other / "config.json").read_text()) | {"model_type": family}
+    (other / "config.json").write_text(json.dumps(spec))
+    with pytest.raises(CheckpointError, match=f"other/config.json: model_type '{family}'.*llama, qwen2, qwen3, gemma"):
+        load_pool(ModelsConfig(paths=[str(pair[0]), str(other)]))
+    with pytest.raises(CheckpointError, match="rubric.judge: .*other has no readable tokenizer"):
+        (other / "tokenizer.json").write_text("{")
+        load_tokenizer(other, "rubric.judge")
 
 
 def test_a_directory_wins_over_a_packaged_name(tmp_path, monkeypatch, pair):
