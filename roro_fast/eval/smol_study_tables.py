@@ -53,7 +53,7 @@ def _note(document: Mapping[str, Any]) -> str:
     ]
     cheaper = [a for total, a in routed if total < 1]
     text = (
-        f"{len(meta['seeds'])} seeds, test queries: {', '.join(asked)}; all-small and all-large answer "
+        f"{_seeds(document)}, test queries: {', '.join(asked)}; all-small and all-large answer "
         f"{', '.join(ends)} correctly. In brackets {100 * first['meta']['level']:.0f} % bootstrap intervals over "
         f"queries and, where an arm draws or learns at random, seeds. Areas are over the generated FLOPs between "
         f"all-small and all-large; a coin toss has 0.5. Counting every forward pass, {len(cheaper)} of {len(routed)} "
@@ -80,16 +80,21 @@ def rubric(document: Mapping[str, Any]) -> str:
             if d and d["lo"] is not None:
                 shown, null = shown + 1, null + (d["lo"] <= 0 <= d["hi"])
         lines.append(row([f"{catalogue.arm(a).label} − {catalogue.arm(b).label}", *cells]))
-    note = f"{len(document['meta']['seeds'])} seeds. Of these {shown} differences {null} are not significant at "
+    note = f"{_seeds(document)}. Of these {shown} differences {null} are not significant at "
     return "\n".join([*lines, "", note + "the 95 % level, with no correction for their number."])
+
+
+def _seeds(document: Mapping[str, Any]) -> str:
+    n = len(document["meta"]["seeds"])
+    return f"{n} seed{'s' * (n != 1)}"
 
 
 def _turned(d: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The difference the other way round."""
     if d is None or d["mean"] is None:
         return None
-    lo, hi = (None if d[k] is None else -d[k] for k in ("hi", "lo"))
-    return {"mean": -d["mean"], "lo": lo, "hi": hi}
+    lo, hi = (None if d[k] is None else 0.0 - d[k] for k in ("hi", "lo"))  # from 0, since -0 would be written as such
+    return {"mean": 0.0 - d["mean"], "lo": lo, "hi": hi}
 
 
 def judge(document: Mapping[str, Any]) -> str:
