@@ -131,6 +131,11 @@ class BatcherHolder {
       : kept_(py::make_tuple(arrays, pools, delimiters, eos)),
         batcher_(state(arrays, sizes), stage(arrays, sizes), pools_of(pools), ends(delimiters, eos)) {}
 
+  py::tuple census() const {
+    const roro::Census c = batcher_.census();
+    return py::make_tuple(c.paused, c.free, c.ready);
+  }
+
   py::object schedule(std::int64_t part) {
     return batcher_.schedule(part) ? py::object(tuple_of(batcher_.lay_out(part))) : py::none();
   }
@@ -159,6 +164,14 @@ class BatcherHolder {
     return out;
   }
 
+  py::tuple boundary(const py::array& rows, bool drafts) const {
+    const py::ssize_t n = rows.size();
+    py::array_t<std::int64_t> ints({py::ssize_t{3}, n});
+    py::array_t<float> floats({py::ssize_t{9}, n});
+    batcher_.boundary(vector_of<std::int64_t>("rows", rows, n), n, drafts, ints.mutable_data(), floats.mutable_data());
+    return py::make_tuple(ints, floats);
+  }
+
  private:
   static std::int64_t size(const py::dict& sizes, const char* name) { return sizes[name].cast<std::int64_t>(); }
 
@@ -182,12 +195,16 @@ class BatcherHolder {
     for (auto [name, field] : {std::pair{"length", &s.length}, {"max_total", &s.max_total},
                                {"max_step_tokens", &s.max_step_tokens}, {"writer", &s.writer}, {"arrival", &s.arrival},
                                {"rewrites", &s.rewrites}, {"top_k", &s.top_k}, {"step_start", &s.step_start},
-                               {"matched", &s.matched}}) {
+                               {"matched", &s.matched}, {"last_tokens", &s.last_tokens},
+                               {"last_model", &s.last_model}, {"step_index", &s.step_index}, {"draws", &s.draws}}) {
       *field = a.get<std::int64_t>(name, n);
     }
     for (auto [name, field] : {std::pair{"sum_logprob", &s.sum_logprob}, {"min_logprob", &s.min_logprob},
                                {"first_entropy", &s.first_entropy}, {"sum_entropy", &s.sum_entropy},
-                               {"flops", &s.flops}}) {
+                               {"last_mean_logprob", &s.last_mean_logprob}, {"last_min_logprob", &s.last_min_logprob},
+                               {"last_first_entropy", &s.last_first_entropy},
+                               {"last_mean_entropy", &s.last_mean_entropy}, {"run_min_conf", &s.run_min_conf},
+                               {"run_prod_conf", &s.run_prod_conf}, {"flops", &s.flops}}) {
       *field = a.get<double>(name, n);
     }
     for (auto [name, field] : {std::pair{"flops_per_token", &s.flops_per_token}, {"flops_per_pair", &s.flops_per_pair},
@@ -203,7 +220,9 @@ class BatcherHolder {
     s.phase = a.get<std::int8_t>("phase", n);
     s.temperature = a.get<float>("temperature", n);
     s.top_p = a.get<float>("top_p", n);
+    s.budget = a.get<float>("budget", n);
     s.key = a.get<std::uint64_t>("key", n);
+    s.route_key = a.get<std::uint64_t>("route_key", n);
     s.windows = a.get<std::int64_t>("windows", k);
     s.home = a.get<std::int64_t>("home", s.num_parts);
     s.table = a.get<std::int64_t>("table", parts * s.table_width);
@@ -286,11 +305,13 @@ PYBIND11_MODULE(_host, m) {
   py::class_<BatcherHolder>(m, "Batcher")
       .def(py::init<const py::dict&, const py::dict&, const py::list&, const py::list&, const py::list&>(),
            py::arg("arrays"), py::arg("sizes"), py::arg("pools"), py::arg("delimiters"), py::arg("eos"))
+      .def("census", &BatcherHolder::census)
       .def("schedule", &BatcherHolder::schedule, py::arg("part"))
       .def("lay_out", &BatcherHolder::lay_out, py::arg("part"), py::arg("rows"), py::arg("start"), py::arg("count"))
       .def("plain", &BatcherHolder::plain, py::arg("model"), py::arg("rows"), py::arg("finite"))
       .def("append", &BatcherHolder::append, py::arg("model"), py::arg("rows"), py::arg("token"), py::arg("logprob"),
-           py::arg("entropy"));
+           py::arg("entropy"))
+      .def("boundary", &BatcherHolder::boundary, py::arg("rows"), py::arg("drafts"));
 
   m.def("plan", &plan, py::arg("tokens"), py::arg("rows"), py::arg("start"), py::arg("count"), py::arg("page_table"),
         py::arg("page_size"));

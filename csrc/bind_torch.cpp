@@ -1,6 +1,6 @@
 // torch.ops.roro_fast: the switch of the instruction set, router_score, sample_step and judge_score.
 // Registered through torch's stable ABI, so that one binary serves torch 2.11 to 2.13 and every Python.
-#include "bind_torch.h"
+#include "bind_torch_step.h"
 
 #include <string>
 #include <tuple>
@@ -134,37 +134,39 @@ Sampled sample_step_meta(const Tensor& logits, const Tensor&, const Tensor&, con
 
 Sampled sample_step(const Tensor& logits, const Tensor& uniforms, const Tensor& temperature, const MaybeTensor& top_k,
                     const MaybeTensor& top_p) {
-  cpu::SampleArgs a{};
   check_shape("logits", logits, {-1, -1});
-  check_rows("logits", logits);
-  check_cpu("logits", logits);
   const std::int64_t n = logits.size(0);
-  a.vocab = logits.size(1);
-  RORO_CHECK(n == 0 || (a.vocab > 0 && a.vocab <= std::numeric_limits<std::int32_t>::max()), "logits: ", a.vocab,
-             " tokens in the vocabulary");
-  a.logits = logits.data_ptr();
-  a.type = float_type("logits", logits);
-  a.stride = logits.stride(0);
-  a.uniforms = floats("uniforms", uniforms, n);
-  a.temperature = floats("temperature", temperature, n);
-  if (top_k) a.top_k = indices("top_k", *top_k, n);
-  if (top_p) a.top_p = floats("top_p", *top_p, n);
-  for (std::int64_t i = 0; i < n; ++i) {
-    RORO_CHECK(a.temperature[i] >= 0, "temperature: ", a.temperature[i], " at ", i, "; use 0 for greedy");
-    RORO_CHECK(!top_k || a.top_k[i] >= 0, "top_k: ", a.top_k[i], " at ", i, "; use 0 for off");
-    RORO_CHECK(!top_p || a.top_p[i] >= 0, "top_p: ", a.top_p[i], " at ", i, "; use 1 for off");
-  }
   const auto make = [&](ScalarType type) { return new_tensor({n}, type); };
   Sampled out{make(ScalarType::Long), make(ScalarType::Float), make(ScalarType::Float), make(ScalarType::Float),
               make(ScalarType::Bool)};
-  a.token = pointer<std::int64_t>(std::get<0>(out));
-  a.logprob = pointer<float>(std::get<1>(out));
-  a.entropy = pointer<float>(std::get<2>(out));
-  a.max_prob = pointer<float>(std::get<3>(out));
-  a.finite = pointer<bool>(std::get<4>(out));
-  cpu::sample_step(a, n, threads());
+  sample(logits, logits.size(1),
+         {floats("uniforms", uniforms, n), floats("temperature", temperature, n),
+          top_k ? indices("top_k", *top_k, n) : nullptr, top_p ? floats("top_p", *top_p, n) : nullptr},
+         {pointer<std::int64_t>(std::get<0>(out)), pointer<float>(std::get<1>(out)), pointer<float>(std::get<2>(out)),
+          pointer<float>(std::get<3>(out)), pointer<bool>(std::get<4>(out))});
   return out;
 }
+
+}  // namespace
+
+void sample(const Tensor& logits, std::int64_t vocab, const Draws& draws, const SampledRows& out) {
+  check_rows("logits", logits);
+  check_cpu("logits", logits);
+  const std::int64_t n = logits.size(0);
+  RORO_CHECK(n == 0 || (vocab > 0 && vocab <= std::numeric_limits<std::int32_t>::max()), "logits: ", vocab,
+             " tokens in the vocabulary");
+  for (std::int64_t i = 0; i < n; ++i) {
+    RORO_CHECK(draws.temperature[i] >= 0, "temperature: ", draws.temperature[i], " at ", i, "; use 0 for greedy");
+    RORO_CHECK(!draws.top_k || draws.top_k[i] >= 0, "top_k: ", draws.top_k[i], " at ", i, "; use 0 for off");
+    RORO_CHECK(!draws.top_p || draws.top_p[i] >= 0, "top_p: ", draws.top_p[i], " at ", i, "; use 1 for off");
+  }
+  cpu::sample_step({logits.data_ptr(), float_type("logits", logits), logits.stride(0), vocab, draws.uniforms,
+                    draws.temperature, draws.top_k, draws.top_p, out.token, out.logprob, out.entropy, out.max_prob,
+                    out.finite},
+                   n, threads());
+}
+
+namespace {
 
 // -- judge_score ------------------------------------------------------------------------------------------------------
 

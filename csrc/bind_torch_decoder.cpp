@@ -1,6 +1,5 @@
 // torch.ops.roro_fast: a decoder's weights in one packed block, and its whole forward.
-#include "bind_torch.h"
-#include "bind_torch_paged.h"
+#include "bind_torch_step.h"
 
 #include "cpu/decoder.h"
 
@@ -102,12 +101,10 @@ void decoder_set_layer_meta(Tensor, std::int64_t, const Tensor&, const Tensor&, 
                             const MaybeTensor&, const Tensor&, const MaybeTensor&, const Tensor&, const Tensor&,
                             const MaybeTensor&, const Tensor&, const MaybeTensor&) {}
 
-const std::int64_t* bounded(const char* name, const Tensor& t, std::int64_t n, std::int64_t limit, const char* what) {
-  const std::int64_t* x = indices(name, t, n);
+void check_bounds(const char* name, const std::int64_t* x, std::int64_t n, std::int64_t limit, const char* what) {
   for (std::int64_t i = 0; i < n; ++i) {
     RORO_CHECK(x[i] >= 0 && x[i] < limit, name, ": ", x[i], " at ", i, ", but ", what, ' ', limit);
   }
-  return x;
 }
 
 Tensor decoder_forward_meta(const Tensor&, const Tensor& embed, const Tensor&, const Tensor&, const Tensor& ids,
@@ -117,20 +114,19 @@ Tensor decoder_forward_meta(const Tensor&, const Tensor& embed, const Tensor&, c
   return torch::stable::new_empty(embed, {below ? 0 : wanted ? wanted->size(0) : ids.size(0), embed.size(1)});
 }
 
-void check_wanted(cpu::DecoderArgs& a, const MaybeTensor& wanted) {
-  a.num_wanted = a.tokens;
-  if (!wanted) return;
-  check_shape("wanted", *wanted, {-1});
-  a.num_wanted = wanted->size(0);
-  a.wanted = bounded("wanted", *wanted, a.num_wanted, a.tokens, "tokens:");
+void check_wanted(cpu::DecoderArgs& a, const DecoderBatch& b) {
+  a.num_wanted = b.num_wanted;
+  a.wanted = b.wanted;
+  if (!b.wanted) return;
+  check_bounds("wanted", a.wanted, a.num_wanted, a.tokens, "tokens:");
   for (std::int64_t i = 1; i < a.num_wanted; ++i) {
     RORO_CHECK(a.wanted[i - 1] < a.wanted[i], "wanted: ", a.wanted[i], " at ", i, " does not ascend");
   }
 }
 
 void check_states(cpu::DecoderArgs& a, const cpu::DecoderSizes& s, const MaybeTensor& states,
-                  const MaybeTensor& state_slots, bool below) {
-  RORO_CHECK(states.has_value() == state_slots.has_value() && (states || !below),
+                  const std::int64_t* state_slots, bool below) {
+  RORO_CHECK(states.has_value() == (state_slots != nullptr) && (states || !below),
              "states, state_slots: give both where a forward is cut");
   RORO_CHECK(s.layers || (states && !below), "packed: no layers, and the forward does not begin after any");
   a.below = below;
@@ -142,7 +138,8 @@ void check_states(cpu::DecoderArgs& a, const cpu::DecoderSizes& s, const MaybeTe
   a.states = static_cast<char*>(states->data_ptr());
   a.state_page_stride = states->stride(0);
   a.state_token_stride = states->stride(1);
-  a.state_slots = bounded("state_slots", *state_slots, a.tokens, states->size(0) * a.page_size, "the states hold");
+  a.state_slots = state_slots;
+  check_bounds("state_slots", state_slots, a.tokens, states->size(0) * a.page_size, "the states hold");
 }
 
 Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& cos, const Tensor& sin,
@@ -150,6 +147,21 @@ Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& 
                        const Tensor& page_table, const Tensor& kv_lens, const Tensor& cu_seqlens,
                        const MaybeTensor& members, const MaybeTensor& offsets, const MaybeTensor& lengths,
                        const MaybeTensor& wanted, MaybeTensor states, const MaybeTensor& state_slots, bool below) {
+  check_shape("ids", ids, {-1});
+  const std::int64_t n = ids.size(0);
+  if (wanted) check_shape("wanted", *wanted, {-1});
+  return run_decoder(packed, embed, cos, sin, pages,
+                     {indices("ids", ids, n), indices("positions", positions, n), indices("slots", slots, n), n,
+                      paging_of(page_table, kv_lens, cu_seqlens), members, offsets, lengths,
+                      wanted ? indices("wanted", *wanted, wanted->size(0)) : nullptr, wanted ? wanted->size(0) : n,
+                      state_slots ? indices("state_slots", *state_slots, n) : nullptr},
+                     states, below);
+}
+
+}  // namespace
+
+Tensor run_decoder(const Tensor& packed, const Tensor& embed, const Tensor& cos, const Tensor& sin, const Tensor& pages,
+                   const DecoderBatch& b, const MaybeTensor& states, bool below) {
   const cpu::DecoderHeader h = read_header(packed);
   const cpu::DecoderSizes& s = h.sizes;
   const cpu::DecoderLayout at = cpu::decoder_layout(s);
@@ -169,8 +181,7 @@ Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& 
   a.embed_stride = embed.stride(0);
   a.cos = rotary("cos", cos, s.dim, a.cos_stride);
   a.sin = rotary("sin", sin, s.dim, a.sin_stride);
-  check_shape("ids", ids, {-1});
-  a.tokens = ids.size(0);
+  a.tokens = b.tokens;
   check_shape("pages", pages, {-1, s.layers, 2, -1, s.kv_heads, s.dim});
   check_cpu("pages", pages);
   check_rows("pages", pages);
@@ -180,26 +191,28 @@ Tensor decoder_forward(const Tensor& packed, const Tensor& embed, const Tensor& 
   a.v = a.k;
   a.v.data = static_cast<char*>(pages.data_ptr()) + pages.stride(2) * (a.k.type == cpu::DType::f32 ? 4 : 2);
   a.layer_stride = pages.stride(1);
-  a.ids = bounded("ids", ids, a.tokens, embed.size(0), "the vocabulary has");
-  a.positions = bounded("positions", positions, a.tokens, std::min(cos.size(0), sin.size(0)), "cos and sin have");
-  a.slots = bounded("slots", slots, a.tokens, pages.size(0) * a.page_size, "the pages hold");
+  a.ids = b.ids;
+  a.positions = b.positions;
+  a.slots = b.slots;
+  check_bounds("ids", a.ids, a.tokens, embed.size(0), "the vocabulary has");
+  check_bounds("positions", a.positions, a.tokens, std::min(cos.size(0), sin.size(0)), "cos and sin have");
+  check_bounds("slots", a.slots, a.tokens, pages.size(0) * a.page_size, "the pages hold");
   cpu::AttentionArgs t = cpu::decoder_attention(a);
-  const std::int64_t n = check_paging(t, page_table, kv_lens, cu_seqlens, a.tokens, pages.size(0));
+  const std::int64_t n = check_paging(t, b.paging, a.tokens, pages.size(0));
   Groups g;
-  if (members && offsets && lengths) g = check_groups(t, n, *members, *offsets, *lengths);
+  if (b.members && b.offsets && b.lengths) g = check_groups(t, n, *b.members, *b.offsets, *b.lengths);
   a.table = t.table;
   a.table_stride = t.table_stride;
   a.kv_lens = t.kv_lens;
   a.cu_seqlens = t.cu_seqlens;
-  check_wanted(a, wanted);
-  check_states(a, s, states, state_slots, below);
+  check_wanted(a, b);
+  check_states(a, s, states, b.state_slots, below);
   Tensor out = new_tensor({below ? 0 : a.num_wanted, s.hidden}, type);
   a.out = out.data_ptr();
   cpu::decoder_forward(a, cpu::plan_attention(t, n, g.members, g.offsets, g.lengths, g.n), threads());
   return out;
 }
 
-}  // namespace
 }  // namespace roro
 
 STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {

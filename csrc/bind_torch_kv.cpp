@@ -144,7 +144,7 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_p
   a.k = paged("k_pages", k_pages, a.page_size, a.kv_heads, a.dim);
   a.v = paged("v_pages", v_pages, a.page_size, a.kv_heads, a.dim);
   const std::int64_t pages = std::min(k_pages.size(0), v_pages.size(0));
-  const std::int64_t n = check_paging(a, page_table, kv_lens, cu_seqlens, q.size(0), pages);
+  const std::int64_t n = check_paging(a, paging_of(page_table, kv_lens, cu_seqlens), q.size(0), pages);
   Groups g;
   if (members && offsets && lengths) g = check_groups(a, n, *members, *offsets, *lengths);
   a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(a.dim)));

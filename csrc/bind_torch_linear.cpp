@@ -1,5 +1,5 @@
 // torch.ops.roro_fast: linear with packed weights.
-#include "bind_torch.h"
+#include "bind_torch_step.h"
 
 #include "cpu/linear.h"
 
@@ -57,6 +57,8 @@ Tensor linear_meta(const Tensor& x, const Tensor&, std::int64_t columns, bool fl
   return torch::stable::new_empty(x, {x.size(0), columns}, float_out ? ScalarType::Float : x.scalar_type());
 }
 
+}  // namespace
+
 Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t columns, bool float_out) {
   const LinearHeader h = read_header(packed);
   cpu::LinearArgs a{};
@@ -81,7 +83,6 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t columns, bool 
   return out;
 }
 
-}  // namespace
 }  // namespace roro
 
 STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {

@@ -59,32 +59,44 @@ inline Groups check_groups(const cpu::AttentionArgs& a, std::int64_t sequences, 
   return g;
 }
 
-// Fills table, kv_lens and cu_seqlens of `a`; `tokens` queries in all, `pages` pages exist. Returns the sequences.
-inline std::int64_t check_paging(cpu::AttentionArgs& a, const Tensor& page_table, const Tensor& kv_lens,
-                                 const Tensor& cu_seqlens, std::int64_t tokens, std::int64_t pages) {
+// Sequences and the pages that they hold.
+struct Paging {
+  const std::int64_t* table;
+  std::int64_t table_stride, width;
+  const std::int64_t *kv_lens, *cu_seqlens;
+  std::int64_t n;
+};
+
+inline Paging paging_of(const Tensor& page_table, const Tensor& kv_lens, const Tensor& cu_seqlens) {
   check_shape("page_table", page_table, {-1, -1});
   check_type("page_table", page_table, ScalarType::Long);
   check_rows("page_table", page_table);
   check_cpu("page_table", page_table);
-  const std::int64_t n = page_table.size(0), width = page_table.size(1);
-  a.table = pointer<std::int64_t>(page_table);
-  a.table_stride = page_table.stride(0);
-  a.kv_lens = indices("kv_lens", kv_lens, n);
-  a.cu_seqlens = indices("cu_seqlens", cu_seqlens, n + 1);
-  RORO_CHECK(a.cu_seqlens[0] == 0 && a.cu_seqlens[n] == tokens, "cu_seqlens: must run from 0 to ", tokens);
-  for (std::int64_t i = 0; i < n; ++i) {
+  const std::int64_t n = page_table.size(0);
+  return {pointer<std::int64_t>(page_table), page_table.stride(0),  page_table.size(1),
+          indices("kv_lens", kv_lens, n),    indices("cu_seqlens", cu_seqlens, n + 1), n};
+}
+
+// Fills table, kv_lens and cu_seqlens of `a`; `tokens` queries in all, `pages` pages exist. Returns the sequences.
+inline std::int64_t check_paging(cpu::AttentionArgs& a, const Paging& p, std::int64_t tokens, std::int64_t pages) {
+  a.table = p.table;
+  a.table_stride = p.table_stride;
+  a.kv_lens = p.kv_lens;
+  a.cu_seqlens = p.cu_seqlens;
+  RORO_CHECK(a.cu_seqlens[0] == 0 && a.cu_seqlens[p.n] == tokens, "cu_seqlens: must run from 0 to ", tokens);
+  for (std::int64_t i = 0; i < p.n; ++i) {
     const std::int64_t queries = a.cu_seqlens[i + 1] - a.cu_seqlens[i], length = a.kv_lens[i];
     RORO_CHECK(queries >= 0, "cu_seqlens: descends at ", i + 1);
     RORO_CHECK(length >= queries, "kv_lens: ", length, " at ", i, ", but the sequence has ", queries, " queries");
-    RORO_CHECK(length <= width * a.page_size, "kv_lens: ", length, " at ", i, ", but page_table maps ",
-               width * a.page_size);
+    RORO_CHECK(length <= p.width * a.page_size, "kv_lens: ", length, " at ", i, ", but page_table maps ",
+               p.width * a.page_size);
     if (!queries) continue;
-    for (std::int64_t p = 0; p < (length + a.page_size - 1) / a.page_size; ++p) {
-      const std::int64_t page = a.table[i * a.table_stride + p];
-      RORO_CHECK(page >= 0 && page < pages, "page_table: page ", page, " at [", i, ", ", p, "], but there are ", pages);
+    for (std::int64_t j = 0; j < (length + a.page_size - 1) / a.page_size; ++j) {
+      const std::int64_t page = a.table[i * a.table_stride + j];
+      RORO_CHECK(page >= 0 && page < pages, "page_table: page ", page, " at [", i, ", ", j, "], but there are ", pages);
     }
   }
-  return n;
+  return p.n;
 }
 
 }  // namespace roro

@@ -43,18 +43,18 @@ class Script:
         for tag, step in zip(batch.tags, batch.step_index.tolist(), strict=True):
             models.append(tag["steps"][step][0])
             self.decided.setdefault(tag["at"], []).append(now)
-        actions = torch.tensor(models)
-        probs = torch.nn.functional.one_hot(actions, batch.num_models).float()
-        return Decisions(actions, torch.zeros(len(batch)), probs)
+        probs = [[float(m == k) for k in range(batch.num_models)] for m in models]
+        return Decisions(torch.tensor(models), torch.zeros(len(models)), torch.tensor(probs))
 
 
 def request(at: int, s: Sequence) -> Request:
-    """A sequence as a request; all steps but the last are equally long."""
+    """A sequence as a request; all steps but the last are equally long. One step cap serves all, as in real use: a
+    policy is asked apart about rows of different caps."""
     return Request(
         s.prompt,
         sample=at,
         max_new_tokens=s.new_tokens,
-        max_steps=len(s.steps),
+        max_steps=s.new_tokens,
         max_step_tokens=s.steps[0][1],
         ignore_eos=True,
         tag={"at": at, "steps": s.steps},
@@ -152,7 +152,7 @@ class Ours(Peer):
             while waiting and active < work.concurrency:
                 engine.add(waiting.pop()[1], script)
                 active += 1
-            done = engine.step()
+            done = engine.step(same_weights=engine.iterations > before)
             if engine.iterations % 8 == 0:  # rarely enough not to be seen in the time
                 kv_peak = max(kv_peak, self._kv_bytes())
             for t in done:

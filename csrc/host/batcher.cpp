@@ -30,6 +30,16 @@ double pairs(std::int64_t tokens, std::int64_t context, std::int64_t window) {
 
 }  // namespace
 
+Census Batcher::census() const {
+  Census c{false, 0, 0};
+  for (std::int64_t slot = 0; slot < s_.num_slots; ++slot) {
+    c.paused |= s_.paused[slot];
+    c.free += s_.phase[slot] == kFree;
+    c.ready += s_.phase[slot] == kDecide;
+  }
+  return c;
+}
+
 bool Batcher::schedule(std::int64_t part) {
   check(part, nullptr, 0);
   taken_.clear();
@@ -190,6 +200,28 @@ std::vector<StepEnd> Batcher::append(std::int64_t model, const std::int64_t* row
     if (closed || full || s_.length[r] - s_.step_start[r] >= s_.max_step_tokens[r]) ends.push_back({r, closed, eos, full});
   }
   return ends;
+}
+
+void Batcher::boundary(const std::int64_t* rows, std::int64_t n, bool drafts, std::int64_t* ints,
+                       float* floats) const {
+  check(0, rows, n);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t r = rows[i], tokens = drafts ? s_.length[r] - s_.step_start[r] : s_.last_tokens[r];
+    const double written = static_cast<double>(std::max<std::int64_t>(tokens, 1));
+    std::int64_t all = 0;
+    for (std::int64_t m = 0; m < s_.num_models; ++m) all += s_.written[m * s_.num_slots + r];
+    const double share = static_cast<double>(all - s_.written[r]) / static_cast<double>(std::max<std::int64_t>(all, 1));
+    ints[i] = s_.step_index[r];
+    ints[n + i] = tokens;
+    ints[2 * n + i] = drafts ? s_.writer[r] : s_.last_model[r];
+    const double seen[] = {drafts ? s_.sum_logprob[r] / written : s_.last_mean_logprob[r],
+                           drafts ? s_.min_logprob[r] : s_.last_min_logprob[r],
+                           drafts ? s_.first_entropy[r] : s_.last_first_entropy[r],
+                           drafts ? s_.sum_entropy[r] / written : s_.last_mean_entropy[r],
+                           s_.run_min_conf[r], s_.run_prod_conf[r], share, s_.budget[r],
+                           uniform(s_.route_key[r], s_.draws[r])};
+    for (std::int64_t j = 0; j < 9; ++j) floats[j * n + i] = static_cast<float>(seen[j]);
+  }
 }
 
 void Batcher::check(std::int64_t part, const std::int64_t* rows, std::int64_t n) const {

@@ -21,6 +21,10 @@ struct EngineState {
   bool *paused, *ignore_eos, *drafting;
   float *temperature, *top_p;
   std::uint64_t* key;
+  std::int64_t *last_tokens, *last_model, *step_index, *draws;
+  double *last_mean_logprob, *last_min_logprob, *last_first_entropy, *last_mean_entropy, *run_min_conf, *run_prod_conf;
+  float* budget;
+  std::uint64_t* route_key;
   double *sum_logprob, *min_logprob, *first_entropy, *sum_entropy, *flops;
   const double *flops_per_token, *flops_per_pair, *window_flops_per_pair;  // [models + 1]
   const std::int64_t* windows;                                             // [models + 1]
@@ -62,11 +66,18 @@ struct PartPool {
   std::int64_t number;
 };
 
+struct Census {
+  bool paused;  // a running row is
+  std::int64_t free, ready;
+};
+
 class Batcher {
  public:
   Batcher(const EngineState& state, const EngineStage& stage, std::vector<PartPool> pools,
           std::vector<Vocabulary> vocabularies)
       : s_(state), out_(stage), pools_(std::move(pools)), vocabularies_(std::move(vocabularies)) {}
+
+  Census census() const;
 
   // Takes all rows that a forward of `part` has something to do for, with pages for what they will write. False, with
   // nothing changed, when one of them needs more than free pages.
@@ -83,6 +94,9 @@ class Batcher {
   // Add a token to each row; the rows whose step ends with it.
   std::vector<StepEnd> append(std::int64_t model, const std::int64_t* rows, const std::int64_t* token,
                               const float* logprob, const float* entropy, std::int64_t n);
+
+  // ints [3][n], floats [9][n]: what a policy sees of the rows.
+  void boundary(const std::int64_t* rows, std::int64_t n, bool drafts, std::int64_t* ints, float* floats) const;
 
  private:
   struct Row {

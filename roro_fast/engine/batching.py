@@ -36,13 +36,15 @@ _STATE = (
         "key",
     ),
     *("sum_logprob", "min_logprob", "first_entropy", "sum_entropy", "flops", "flops_per_token"),
-    *("flops_per_pair", "window_flops_per_pair", "windows"),
+    *("flops_per_pair", "window_flops_per_pair", "windows", "last_tokens", "last_model", "last_mean_logprob"),
+    *("last_min_logprob", "last_first_entropy", "last_mean_entropy", "run_min_conf", "run_prod_conf", "budget"),
+    *("step_index", "route_key", "draws"),
 )
 
 
 class Batch(NamedTuple):
-    """How much of a `Stage` a forward fills: rows, tokens, rows that it runs to their last token, columns of the page
-    table. `truncated`: a row draws by top-k or top-p. `alike`: rows begin with the same page."""
+    """How much of a `Stage` a forward fills: rows, tokens, rows that it runs to their last token, and columns of the
+    page table. `truncated`: a row draws by top-k or top-p. `alike`: rows begin with the same page."""
 
     rows: int
     tokens: int
@@ -75,6 +77,12 @@ class PythonBatcher:
         self, slots: Slots, kv: KVCache, stage: Stage, delimiters: Sequence[np.ndarray], eos: Sequence[np.ndarray]
     ) -> None:
         self.slots, self.kv, self.stage, self.delimiters, self.eos = slots, kv, stage, delimiters, eos
+
+    def census(self) -> tuple[bool, int, int]:
+        """(whether a row is preempted, free slots, rows that the policy can decide now)."""
+        slots = self.slots
+        free, ready = ((slots.phase == phase).sum() for phase in (Phase.FREE, Phase.DECIDE))
+        return bool(slots.paused.any()), int(free), int(ready)
 
     def schedule(self, part: int) -> tuple[int, ...] | None:
         """Take all rows that a forward of `part` has something to do for, with the pages that it takes, and lay them
@@ -131,6 +139,26 @@ class PythonBatcher:
         capped = slots.length[rows] - slots.step_start[rows] >= slots.max_step_tokens[rows]
         at = np.flatnonzero(closed | full | capped)
         return list(zip(*(x[at].tolist() for x in (rows, closed, ended, full)), strict=True))
+
+    def boundary(self, rows: np.ndarray, drafts: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What a policy sees of `rows` [N]: step_index, step_tokens and last_model [3, N] int64; mean_logprob to
+        large_share of a `BoundaryBatch`, budget and uniforms [9, N] float32. drafts: of the step being written, not of
+        the last one."""
+        slots = self.slots
+        tokens, model = slots.last_tokens[rows], slots.last_model[rows]
+        stats = [slots.last_mean_logprob, slots.last_min_logprob, slots.last_first_entropy, slots.last_mean_entropy]
+        seen = [x[rows] for x in stats]
+        if drafts:
+            tokens, model = slots.length[rows] - slots.step_start[rows], slots.writer[rows]
+            n = np.maximum(tokens, 1)
+            seen = [slots.sum_logprob[rows] / n, slots.min_logprob[rows], slots.first_entropy[rows]]
+            seen.append(slots.sum_entropy[rows] / n)
+        written = slots.written[:, rows]
+        share = written[1:].sum(0) / np.maximum(written.sum(0), 1)
+        run = slots.run_min_conf[rows], slots.run_prod_conf[rows]
+        draws = uniforms(slots.route_key[rows], slots.draws[rows])
+        numbers = np.array([*seen, *run, share, slots.budget[rows], draws], np.float32)
+        return np.array([slots.step_index[rows], tokens, model]), numbers
 
 
 def make_batcher(

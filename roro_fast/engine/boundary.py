@@ -6,20 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from roro_fast.engine.policy import BoundaryBatch, Decisions, RoutingPolicy
-from roro_fast.engine.rng import uniforms
 from roro_fast.engine.slots import Slots
 from roro_fast.engine.trajectory import Decision, Step
 from roro_fast.engine.transfer import Download, upload
 from roro_fast.errors import ConfigError
 from roro_fast.profiling import mark
-
-_EMPTY = Step(0, 0, -1, 0.0, 0.0, 0.0, 0.0)
 
 
 class Scout(NamedTuple):
@@ -46,58 +43,60 @@ class Asked:
 Texts = Callable[[int, Step | None], list[str]]  # of a slot's steps so far, and of a draft
 
 
-def build(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts) -> BoundaryBatch:
+def build(
+    slots: Slots, batcher: Any, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts
+) -> BoundaryBatch:
     """Boundary rows of one policy."""
     regenerate = bool(slots.regenerate[rows[0]])
-    last = [slots.close_step(s, True) if regenerate else (slots.steps[s] or [_EMPTY])[-1] for s in rows]
-    written = slots.written[:, rows]
-    total = np.maximum(written.sum(0), 1)
-
-    def column(values: object, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype)
-
-    requests = [slots.request[s] for s in rows]
+    ints, floats = batcher.boundary(rows, regenerate)
+    step_index, step_tokens, last_model = torch.from_numpy(ints).unbind()
+    mean, least, first, entropy, run_min, run_prod, share, budget, draws = torch.from_numpy(floats).unbind()
+    slot = rows.tolist()
     return BoundaryBatch(
-        step_index=column(slots.step_index[rows], torch.int64),
+        step_index=step_index,
         step_cap=int(slots.max_steps[rows].max()),
-        step_tokens=column([p.end - p.start for p in last], torch.int64),
-        mean_logprob=column([p.mean_logprob for p in last]),
-        min_logprob=column([p.min_logprob for p in last]),
-        first_entropy=column([p.first_entropy for p in last]),
-        mean_entropy=column([p.mean_entropy for p in last]),
-        run_min_conf=column(slots.run_min_conf[rows]),
-        run_prod_conf=column(slots.run_prod_conf[rows]),
-        large_share=column(written[1:].sum(0) / total),
-        last_model=column([p.model for p in last], torch.int64),
-        budget=column(slots.budget[rows]),
-        uniforms=column(uniforms(slots.route_key[rows], slots.draws[rows])),
+        step_tokens=step_tokens,
+        mean_logprob=mean,
+        min_logprob=least,
+        first_entropy=first,
+        mean_entropy=entropy,
+        run_min_conf=run_min,
+        run_prod_conf=run_prod,
+        large_share=share,
+        last_model=last_model,
+        budget=budget,
+        uniforms=draws,
         num_models=num_models,
         tags=[
             {"query": r.query, "sample": r.sample, "actions": [d.action for d in slots.decisions[s]], **r.tag}
-            for s, r in zip(rows, requests, strict=True)
-            if r is not None
+            for s in slot
+            if (r := slots.request[s]) is not None
         ],
-        prefix=[partial(texts, int(s), p if regenerate else None) for s, p in zip(rows, last, strict=True)],
+        prefix=[partial(texts, s, slots.close_step(s, True) if regenerate else None) for s in slot],
         scout_entropy=scout and scout.entropy,
         scout_maxprob=scout and scout.max_prob,
         hidden=scout and scout.hidden,
     )
 
 
-def ask(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts) -> list[Asked]:
+def ask(
+    slots: Slots, batcher: Any, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts
+) -> list[Asked]:
     """Ask each policy once about all its rows; raises ConfigError for an answer of the wrong form.
 
     Rows of different step caps go apart, so that what a policy sees of a row never depends on its neighbours.
     """
-    numbers: dict[tuple[int, int], int] = {}
-    owners = np.array([numbers.setdefault((id(slots.policy[s]), slots.max_steps[s]), len(numbers)) for s in rows])
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (s, cap) in enumerate(zip(rows.tolist(), slots.max_steps[rows].tolist(), strict=True)):
+        groups.setdefault((id(slots.policy[s]), cap), []).append(i)
     out = []
-    for owner in range(len(numbers)):
-        mine = np.flatnonzero(owners == owner)
-        group = rows[mine]
+    for mine in groups.values():
+        whole = len(mine) == len(rows)
+        group = rows if whole else rows[mine]
         policy = slots.policy[group[0]]
         assert policy is not None
-        batch = build(slots, group, num_models, scout and scout.of(mine), texts)
+        seen = scout if scout is None or whole else scout.of(np.array(mine))
+        batch = build(slots, batcher, group, num_models, seen, texts)
         start = time.perf_counter()
         with mark("route"):
             d = policy.decide(batch)
@@ -108,29 +107,28 @@ def ask(slots: Slots, rows: np.ndarray, num_models: int, scout: Scout | None, te
     return out
 
 
-def answer(
-    slots: Slots, asked: Asked, num_models: int, keep: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Append one Decision to each row that `keep` [N] bool does not leave out; returns (rows, actions [N] int64).
+def answer(slots: Slots, asked: Asked, num_models: int, keep: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """Append one Decision to each row that `keep` [N] bool does not leave out; returns (row, action) of each.
 
     Raises ConfigError for an answer that is no decision.
     """
     rows, policy, parts = asked.rows, asked.policy, asked.fetched.wait()
     if keep is not None:
         rows, parts = rows[keep], [p[keep] for p in parts]
-    actions, logprobs, probs = parts[0].astype(np.int64), parts[1].tolist(), parts[2].tolist()
-    if len(rows) and not 0 <= actions.min() <= actions.max() < num_models:
+    actions, logprobs, probs = (p.tolist() for p in parts[:3])
+    if not all(0 <= a < num_models for a in actions):
         raise ConfigError(
-            f"policy {policy.name!r}: decide() must return actions in [0, {num_models}); got {actions.tolist()[:8]}"
+            f"policy {policy.name!r}: decide() must return actions in [0, {num_models}); got {actions[:8]}"
         )
     if not np.isfinite(parts[2]).all():
         raise ConfigError(f"policy {policy.name!r}: decide() must return finite probs; got {probs[:2]}")
     features = parts[3].tolist() if len(parts) > 3 else [None] * len(rows)
-    for i, s in enumerate(rows):
-        step, action = int(slots.step_index[s]), int(actions[i])
-        slots.decisions[s].append(Decision(step, action, logprobs[i], probs[i], policy.action_space, features[i]))
-    slots.draws[rows] += 1
-    return rows, actions
+    at = list(zip(rows.tolist(), actions, strict=True))
+    for (s, action), logprob, prob, feature in zip(at, logprobs, probs, features, strict=True):
+        step = int(slots.step_index[s])
+        slots.decisions[s].append(Decision(step, action, logprob, prob, policy.action_space, feature))
+        slots.draws[s] += 1
+    return at
 
 
 def _check_form(out: Decisions, policy: RoutingPolicy, n: int, num_models: int) -> None:

@@ -136,7 +136,7 @@ class StepEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self._done) or bool((self.slots.phase != Phase.FREE).any())
+        return bool(self.waiting or self._done) or self.forward.batcher.census()[1] < len(self.slots.phase)
 
     def abort(self, request_id: int) -> bool:
         """Cancel a queued or running request. Returns False when it is unknown or already finished."""
@@ -196,11 +196,11 @@ class StepEngine:
     def _stream(self, source: Iterator[Request], policy: RoutingPolicy | None, on_error: str) -> Iterator[Trajectory]:
         mine: set[int] = set()
         self._rollouts.append(mine)
-        exhausted = False
+        exhausted, same_weights = False, False  # nobody but this loop has run since the last step
         try:
             while mine or not exhausted:
-                while not exhausted and len(self.waiting) < (self.slots.phase == Phase.FREE).sum():
-                    request = next(source, None)
+                while not exhausted and len(self.waiting) < self.forward.batcher.census()[1]:
+                    request, same_weights = next(source, None), False
                     if request is None:
                         exhausted = True
                         break
@@ -212,7 +212,8 @@ class StepEngine:
                         yield finish.refused(request, str(e))
                 if not self.has_work:
                     break
-                done = self.step()
+                done = self.step(same_weights=same_weights)
+                same_weights = not done
                 for t in done:
                     if t.meta["request_id"] not in mine:
                         self._done.append(t)
@@ -226,18 +227,23 @@ class StepEngine:
                 self.abort(rid)
 
     @torch.inference_mode()
-    def step(self) -> list[Trajectory]:
-        """One iteration: admit, decide, one forward per model with work. Returns what finished."""
+    def step(self, *, same_weights: bool = False) -> list[Trajectory]:
+        """One iteration: admit, decide, one forward per model with work. Returns what finished.
+
+        same_weights: a promise that no weight has changed since the last step, which saves looking at them all.
+        """
+        if not same_weights:
+            self.forward.look_at_weights()
         slots = self.slots
-        free = np.nonzero(slots.phase == Phase.FREE)[0]
-        if not slots.paused.any():  # those preempted come back before newcomers may take their memory
+        paused, free, ready = self.forward.batcher.census()
+        if self.waiting and free and not paused:  # those preempted come back before newcomers may take their memory
             with mark("admit"):
-                for s in free[: len(self.waiting)]:
-                    self._admit(int(s), *self.waiting.popleft())
-        ready = np.nonzero(slots.phase == Phase.DECIDE)[0]
-        if len(ready):
-            self._decide(ready, None)
-        progress = bool(len(ready) or self._done)
+                for s in np.flatnonzero(slots.phase == Phase.FREE)[: len(self.waiting)].tolist():
+                    self._admit(s, *self.waiting.popleft())
+            ready = self.forward.batcher.census()[2]
+        progress = bool(ready or self._done)
+        if ready:
+            self._decide(np.flatnonzero(slots.phase == Phase.DECIDE), None)
         if self.shared_layers:
             progress |= self.forward.launch_shared()
         flying: list[tuple[Launched, list[boundary.Asked]]] = []
@@ -254,6 +260,8 @@ class StepEngine:
             raise RuntimeError("the engine is stuck: no sequence can get memory; please report this")
         self.iterations += 1
         done, self._done = self._done, []
+        if not done:
+            return done
         with mark("finish"):
             return finish.with_texts(done, self.tokenizer)
 
@@ -288,7 +296,7 @@ class StepEngine:
             return []
         with self.forward.on(launched.model):
             scout = self._scout(launched, np.array(early))
-            return boundary.ask(self.slots, rows[early], self.num_models, scout, self._texts)
+            return boundary.ask(self.slots, self.forward.batcher, rows[early], self.num_models, scout, self._texts)
 
     def _collect(self, launched: Launched, asked: Sequence[boundary.Asked] = ()) -> None:
         """Wait for a forward's samples, decide its scouted rows and append the tokens of those it writes."""
@@ -370,13 +378,12 @@ class StepEngine:
             self._finish(s, "context")
 
     def _decide(self, rows: np.ndarray, scout: boundary.Scout | None) -> None:
-        for asked in boundary.ask(self.slots, rows, self.num_models, scout, self._texts):
+        for asked in boundary.ask(self.slots, self.forward.batcher, rows, self.num_models, scout, self._texts):
             self._settle(asked)
 
     def _settle(self, asked: boundary.Asked, keep: np.ndarray | None = None) -> None:
         """Put a policy's answers into effect."""
-        rows, actions = boundary.answer(self.slots, asked, self.num_models, keep)
-        for s, action in zip(rows.tolist(), actions.tolist(), strict=True):
+        for s, action in boundary.answer(self.slots, asked, self.num_models, keep):
             self._apply(s, action)
 
     def _apply(self, s: int, action: int) -> None:
@@ -473,8 +480,10 @@ class StepEngine:
             self._layout["stats"] = self.kv.stats
             del self.kv, self.memory, self.forward  # room for the new
             self._lay_out(depth)  # running sequences have their KV computed anew
+            self.forward.look_at_weights()
             return
         if depth:
             forget(self.models[0])  # whose packed weights serve all
+        self.forward.look_at_weights()
         for part in range(self.kv.num_parts) if depth else [model]:
             self.kv.bump_version(part)

@@ -25,6 +25,7 @@ from roro_fast.engine.transfer import Download, upload
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import Cut, PagedBatch, infer, logits
 from roro_fast.models.trunk import trunk_params
+from roro_fast.ops.decoder_step import Drawn, StepWeights, decoder_step, step_weights, usable
 from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import SampledStep, sample_step
 from roro_fast.profiling import mark
@@ -33,13 +34,14 @@ from roro_fast.profiling import mark
 @dataclass(slots=True)
 class Launched:
     """A forward in flight. `rows` [N] slots whose last token it runs, `hidden` [N, H] their states and `sampled` their
-    next tokens, on the model's device; `fetched` brings the latter to the host. N may be 0: prompts still in chunks."""
+    next tokens (and perhaps more rows), on the model's device; `fetched` brings the latter to the host. They are good
+    until the model's next forward. N may be 0: prompts still in chunks."""
 
     model: int
     rows: np.ndarray
     hidden: torch.Tensor
     sampled: SampledStep
-    fetched: Download
+    fetched: Download | Drawn
 
 
 class Forward:
@@ -60,6 +62,11 @@ class Forward:
         self.models, self.slots, self.kv, self.memory, self.stage = models, slots, kv, memory, stage
         self.vocab_sizes, self.max_tokens, self.depth = vocab_sizes, stage.tokens.shape[1], depth
         self.batcher: Any = None
+        self._weights: list[StepWeights | None] = []
+        self._drawn = [Drawn(len(slots.phase)) for _ in models]
+        self._spans = [(model, (depth, model.config.num_layers), True) for model in models]
+        if depth:
+            self._spans.append((models[0], (0, depth), False))
         self.projecting: ProjectedCatchUp | None = None
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         if depth:
@@ -87,6 +94,7 @@ class Forward:
         names = [*range(len(self.models)), "shared"][: self.kv.num_parts]
         self._decode_marks = [mark(f"forward/{name}") for name in names]
         self._catch_up_marks = [mark(f"catch-up/{name}") for name in names]
+        self._sample_mark, self._schedule_mark = mark("sample"), mark("schedule")
 
     def _graphs_of(self, m: int, rows: int) -> DecodeGraphs:
         kv, model = self.kv, self.models[m]
@@ -121,7 +129,7 @@ class Forward:
     def _next(self, part: int) -> tuple[Batch | None, dict[int, list[int]]]:
         """The next forward of `part`, on the stage and with its memory, and the prefix keys by slot to be published."""
         if self.projecting is None:
-            with mark("schedule"):
+            with self._schedule_mark:
                 found = self.batcher.schedule(part)
                 if found is not None:
                     return (Batch(*found) if found[0] else None), {}
@@ -129,7 +137,7 @@ class Forward:
         if self.projecting is not None and len(rows):
             self.projecting.project(part, rows, lambda: self._meet(part))
         preempted = self.kv.stats.preemptions
-        with mark("schedule"):
+        with self._schedule_mark:
             rows, start, count, keys = self.memory.schedule(part, rows, self.max_tokens)
             if not len(rows):
                 return None, {}
@@ -166,8 +174,11 @@ class Forward:
             if batch is None:
                 return False
             with (self._decode_marks if batch.wanted == batch.tokens else self._catch_up_marks)[c]:
-                paged, _ = self._paged(c, batch, ())
-                infer(self.models[0], paged._replace(cut=Cut(self.depth, kv.states, paged.slots, True)))
+                if self._weights[c] is not None:
+                    self._compute(c, batch, below=True)
+                else:
+                    paged, _ = self._paged(c, batch, ())
+                    infer(self.models[0], paged._replace(cut=Cut(self.depth, kv.states, paged.slots, True)))
         for s, chain in keys.items():
             kv.publish_prefix(c, s, chain, self.slots.tokens[s])
         return True
@@ -181,9 +192,29 @@ class Forward:
         with (self._decode_marks if decoding else self._catch_up_marks)[m]:
             if graphs is not None and decoding and batch.rows <= graphs.max_rows:
                 hidden, sampled = graphs.run(self._decode_rows(batch))
+            elif self._weights[m] is not None:
+                hidden, scores = self._compute(m, batch)
+                drawn, (_, settings, numbers, _) = self._drawn[m], self.stage.tensors
+                with self._sample_mark:
+                    drawn.draw(scores, self.vocab_sizes[m], settings, numbers, batch.truncated)
+                return Launched(m, rows, hidden, drawn.sampled, drawn)
             else:
                 hidden, sampled = self._eager(m, batch)
             return Launched(m, rows, hidden, sampled, Download(sampled))
+
+    def look_at_weights(self) -> None:
+        """See what has changed of the weights that C++ kernels have packed; until the next call nothing may."""
+        self._weights = [step_weights(*part) if usable(part[0]) else None for part in self._spans]
+
+    def _compute(self, part: int, b: Batch, below: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states and logits of the wanted tokens of the batch on the stage, in one C++ call."""
+        weights, kv = self._weights[part], self.kv
+        assert weights is not None
+        tokens, rows, _, pages = self.stage.tensors
+        prefix = self._prefix(b)
+        groups = (None, None, None) if prefix is None else tuple(map(torch.from_numpy, prefix))
+        states = None if kv.trunk is None else kv.states
+        return decoder_step(weights, kv.pages[part], (tokens, rows, pages), b[:4], groups, states, below)
 
     def _decode_rows(self, b: Batch) -> DecodeRows:
         stage, n = self.stage, b.rows
@@ -219,5 +250,5 @@ class Forward:
         cut = None if self.kv.trunk is None else Cut(self.depth, self.kv.states, residuals, False)
         hidden = infer(model, paged._replace(wanted=wanted, cut=cut))
         scores = logits(model, hidden)[:, : self.vocab_sizes[m]]
-        with mark("sample"):
+        with self._sample_mark:
             return hidden, sample_step(scores, u, heat, *(limits if b.truncated else ()))

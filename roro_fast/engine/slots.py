@@ -43,6 +43,10 @@ class Slots:
         self.sum_logprob, self.min_logprob = np.zeros(n), np.zeros(n)
         self.first_entropy, self.sum_entropy = np.zeros(n), np.zeros(n)
         self.run_min_conf, self.run_prod_conf = np.ones(n), np.ones(n)
+        # Of the last step that was kept; no tokens by model -1 before the first.
+        self.last_tokens, self.last_model = np.zeros(n, np.int64), np.full(n, -1, np.int64)
+        self.last_mean_logprob, self.last_min_logprob = np.zeros(n), np.zeros(n)
+        self.last_first_entropy, self.last_mean_entropy = np.zeros(n), np.zeros(n)
         self.budget = np.ones(n, np.float32)
         self.written = np.zeros((num_models, n), np.int64)  # kept tokens per writer
         # Tokens that each model has run or been given by the layers it shares; last, those that these layers ran.
@@ -79,6 +83,9 @@ class Slots:
         self.discarded[s] = self.draws[s] = self.rewrites[s] = 0
         self.run_min_conf[s] = self.run_prod_conf[s] = 1.0
         self.step_index[s] = 0
+        self.last_tokens[s], self.last_model[s] = 0, -1
+        self.last_mean_logprob[s] = self.last_min_logprob[s] = 0.0
+        self.last_first_entropy[s] = self.last_mean_entropy[s] = 0.0
         self.begin_step(s)
         self.request[s], self.policy[s] = r, policy
         self.steps[s], self.decisions[s] = [], []
@@ -142,6 +149,9 @@ class Slots:
         confidence = float(np.exp(step.mean_logprob))
         self.run_min_conf[s] = min(self.run_min_conf[s], confidence)
         self.run_prod_conf[s] *= confidence
+        self.last_tokens[s], self.last_model[s] = step.end - step.start, step.model
+        self.last_mean_logprob[s], self.last_min_logprob[s] = step.mean_logprob, step.min_logprob
+        self.last_first_entropy[s], self.last_mean_entropy[s] = step.first_entropy, step.mean_entropy
         self.steps[s].append(step)
         self.step_index[s] += 1
         self.begin_step(s)

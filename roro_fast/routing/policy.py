@@ -82,13 +82,13 @@ class PolicyNetwork(nn.Module):
         w1 = self.w1 / self.scale
         return RouterWeights(self.norm, w1, self.b1 - w1 @ self.shift, self.w2, self.b2)
 
-    @torch.no_grad()
     def packed_weights(self) -> PackedRouterWeights:
         """`weights` laid out for the kernels; made again when a tensor was replaced or changed in place."""
-        tensors = self.norm, self.w1, self.b1, self.w2, self.b2, self.shift, self.scale
-        state = [(t.data_ptr(), t._version) for t in tensors]
+        tensors = (*self._parameters.values(), *self._buffers.values())
+        state = [(t.data_ptr(), t._version) for t in tensors if t is not None]
         if self._packed is None or self._packed[0] != state:
-            self._packed = state, pack_router(self.weights)
+            with torch.no_grad():
+                self._packed = state, pack_router(self.weights)
         return self._packed[1]
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class PolicyNetwork(nn.Module):
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""
         n, device = len(batch), self.w1.device
         sig = signals(batch) if self.config.use_signals else torch.zeros(n, 0)
-        sig = sig.to(device, non_blocking=True)
+        sig = sig.to(device, non_blocking=True) if sig.device != device else sig
         if not self.config.hidden_size:
             return sig.new_zeros(n, 0), sig
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
@@ -114,11 +114,14 @@ class PolicyNetwork(nn.Module):
     @torch.no_grad()
     def decide(self, batch: BoundaryBatch) -> Decisions:
         hidden, sig = self.inputs(batch)
-        bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
-        bias[:, 0] = (self.bias + self.budget_bias(batch.budget)).to(sig.device, non_blocking=True)
+        bias = None
+        if self.bias or self.config.calibration:
+            bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
+            bias[:, 0] = (self.bias + self.budget_bias(batch.budget)).to(sig.device, non_blocking=True)
         uniforms = batch.uniforms.to(sig.device, non_blocking=True)
         out = router_score(hidden, None, sig, self.packed_weights(), uniforms, bias, self.temperature)
-        return Decisions(out.action, out.logprob, out.probs, torch.cat((hidden, sig), -1))
+        features = torch.cat((hidden, sig), -1) if self.config.hidden_size else sig
+        return Decisions(out.action, out.logprob, out.probs, features)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[N, K] logits from stored decision features [N, H + S], with autograd."""

@@ -40,9 +40,10 @@ def signals(batch: BoundaryBatch) -> torch.Tensor:
         (batch.last_model > 0).float(),
         batch.budget,
     )
-    known = torch.stack([c.float() for c in columns], dim=-1)
     if batch.scout_entropy is None or batch.scout_maxprob is None:
-        return torch.cat((known, known.new_zeros(len(batch), 2)), -1)
+        none = torch.zeros_like(batch.budget)
+        return torch.stack((*columns, none, none), -1)
+    known = torch.stack(columns, -1)
     scout = torch.stack((batch.scout_entropy.float(), batch.scout_maxprob.float()), -1)
     # On a GPU the scout's two may still be in the making, which `non_blocking` does not wait for.
     return torch.cat((known.to(scout.device, non_blocking=True), scout), -1)

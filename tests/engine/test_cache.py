@@ -134,6 +134,35 @@ def test_new_weights_are_read_even_where_torch_does_not_see_them_change() -> Non
     assert after == engine([copy.deepcopy(model)]).generate(prompts, max_new_tokens=12) != before
 
 
+@pytest.mark.parametrize("stepped", [True, False])
+def test_weights_changed_in_place_between_steps_are_read(stepped: bool) -> None:
+    """By `step` at once, by `rollout` when it goes on after a trajectory."""
+    model = copy.deepcopy(model_pair(0)[1])  # float32: the C++ forward, on packed weights
+    e = pairs.engine([model], max_num_seqs=2)
+    rows = [Request(prompt(i, 6), max_new_tokens=n, ignore_eos=True, tag={"id": i}) for i, n in enumerate((3, 12))]
+
+    def change() -> None:
+        with torch.no_grad():
+            model.head.weight.mul_(-1)
+
+    if stepped:
+        for r in rows:
+            e.add(r)
+        done = [*e.step(), *e.step(), *e.step()]
+        assert len(done) == 1
+        change()
+        while e.has_work:
+            done += e.step()
+    else:
+        rollout = e.rollout(rows)
+        done = [next(rollout)]
+        change()
+        done += rollout
+    long = done[1]
+    logits = pairs.cold_logits(model, long.prompt_ids + long.token_ids)[5:-1]
+    assert (logits[:3].argmin(-1).tolist(), logits[3:].argmax(-1).tolist()) == (long.token_ids[:3], long.token_ids[3:])
+
+
 def test_new_weights_reach_running_sequences() -> None:
     models = [copy.deepcopy(m) for m in pool(2)]
     e = engine(models, page_size=4)
