@@ -1,5 +1,6 @@
 """The smol study: every baseline, outcome-only GRPO, RoRo and its controls on SmolLM2, in distribution and held out.
 
+    python -m bench.studies.smol_study all                # everything below, one after the other
     python -m bench.studies.smol_study prepare            # reader and process reward heads, which serve all seeds
     python -m bench.studies.smol_study once               # arms that no seed changes
     python -m bench.studies.smol_study run --seeds 0 1 2  # each seed: collection, pairs, alternation, routers, arms
@@ -250,21 +251,20 @@ def reader_log() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("prepare", "once", "run", "collate"))
+    parser.add_argument("action", choices=("all", "prepare", "once", "run", "collate"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.action == "prepare":
+    if args.action in ("all", "prepare"):
         prepare(args.overrides)
-    elif args.action == "once":
+    if args.action in ("all", "once"):
         run_once(args.overrides)
-    elif args.action == "collate":
+    for seed in args.seeds if args.action in ("all", "run") else ():
+        run_seed(seed, args.overrides)
+    if args.action in ("all", "collate"):
         collate(args.resamples)
-    else:
-        for seed in args.seeds:
-            run_seed(seed, args.overrides)
 
 
 if __name__ == "__main__":
