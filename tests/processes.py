@@ -15,9 +15,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from roro_fast.cli import app
 from roro_fast.engine import StepEngine
 dawdle_after, step = sys.argv.pop(1), StepEngine.step
-def dawdling(engine):
+def dawdling(engine, **how):
     time.sleep(0.1 * os.path.exists(dawdle_after))
-    return step(engine)
+    return step(engine, **how)
 StepEngine.step = dawdling
 app(prog_name='roro')
 """
