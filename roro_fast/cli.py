@@ -139,28 +139,28 @@ def rollout(
         console.print(f"{count} trajectories written to {parquet}", highlight=False, soft_wrap=True)
 
 
-@app.command()
-def pairs(
-    overrides: Overrides = None,
-    config: ConfigOption = "nano",
-    run: RunOption = None,
-    resume: ResumeOption = True,
-    redo: RedoOption = None,
-) -> None:
-    """Build preference pairs; collects first where that is not done."""
-    _execute("pairs", config, run, overrides, redo)
+def _stages_up_to(last: str, name: str, about: str, show: Sequence[str] = ()) -> None:
+    """A command that runs the stages up to `last` and shows the tables of `show` (default: of `last`)."""
+
+    def command(
+        overrides: Overrides = None,
+        config: ConfigOption = "nano",
+        run: RunOption = None,
+        resume: ResumeOption = True,
+        redo: RedoOption = None,
+    ) -> None:
+        _execute(last, config, run, overrides, redo, show)
+
+    app.command(name, help=about)(command)
 
 
-@app.command()
-def train(
-    overrides: Overrides = None,
-    config: ConfigOption = "nano",
-    run: RunOption = None,
-    resume: ResumeOption = True,
-    redo: RedoOption = None,
-) -> None:
-    """Train Judge and Rubricor, then the router; does first what is missing before that."""
-    _execute("outcome_only", config, run, overrides, redo, show=("rubric", "router", "outcome_only"))
+_stages_up_to("pairs", "pairs", "Build preference pairs; collects first where that is not done.")
+_stages_up_to(
+    "outcome_only",
+    "train",
+    "Train Judge and Rubricor, then the router; does first what is missing before that.",
+    ("rubric", "router", "outcome_only"),
+)
 
 
 @app.command("eval")
@@ -196,16 +196,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@app.command()
-def report(
-    overrides: Overrides = None,
-    config: ConfigOption = "nano",
-    run: RunOption = None,
-    resume: ResumeOption = True,
-    redo: RedoOption = None,
-) -> None:
-    """Write report.html; evaluates first where that is not done."""
-    _execute("report", config, run, overrides, redo, show=("evaluate",))
+_stages_up_to("report", "report", "Write report.html; evaluates first where that is not done.", ("evaluate",))
 
 
 @app.command()
@@ -229,16 +220,12 @@ def project(
     console.print(f"use it with {use}; answers are then approximate", highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
-def quickstart(
-    overrides: Overrides = None,
-    config: ConfigOption = "nano",
-    run: RunOption = None,
-    resume: ResumeOption = True,
-    redo: RedoOption = None,
-) -> None:
-    """The whole loop on the packaged models: rollouts, pairs, Rubricor and Judge, router, frontier, report."""
-    _execute("report", config, run, overrides, redo, show=("rubric", "evaluate"))
+_stages_up_to(
+    "report",
+    "quickstart",
+    "The whole loop on the packaged models: rollouts, pairs, Rubricor and Judge, router, frontier, report.",
+    ("rubric", "evaluate"),
+)
 
 
 def _execute(

@@ -1,12 +1,6 @@
 """Run directories: atomic files, append-only stores, checkpoints, provenance."""
 
-from roro_fast.runs.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    load_optimizer_state,
-    optimizer_state,
-    save_checkpoint,
-)
+from roro_fast.runs.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from roro_fast.runs.directory import RunDirectory, StageMark
 from roro_fast.runs.store import JsonlStore, export_parquet, trajectory_key
 
@@ -17,8 +11,6 @@ __all__ = [
     "checkpoints",
     "export_parquet",
     "load_checkpoint",
-    "load_optimizer_state",
-    "optimizer_state",
     "save_checkpoint",
     "trajectory_key",
 ]

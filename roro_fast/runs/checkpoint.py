@@ -49,35 +49,6 @@ def set_rng_state(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any])
         torch.cuda.set_rng_state_all(cuda)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON) of an optimizer."""
-    import torch
-
-    full = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, slots in full["state"].items():
-        for name, value in slots.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optim.{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                scalars.setdefault(str(index), {})[name] = value
-    return tensors, {"groups": full["param_groups"], "scalars": scalars}
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
-) -> None:
-    """Inverse of `optimizer_state`, for an optimizer over the same parameters in the same order."""
-    slots: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in state["scalars"].items()}
-    for name, value in tensors.items():
-        if name.startswith("optim."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value.clone()
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in state["groups"]]
-    optimizer.load_state_dict({"state": slots, "param_groups": groups})
-
-
 def save_checkpoint(
     directory: str | Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> Path:

@@ -9,22 +9,9 @@ import torch
 
 from roro_fast.config import RubricConfig
 from roro_fast.rubric.judge import Judge, JudgeInput
-from roro_fast.rubric.pairs import build_pairs
-from roro_fast.rubric.seeds import seed_rubrics
 from roro_fast.train.judge_training import cycle, sample_verdicts, train_judge, truths, warm_up
-from tests.rubric.samples import POOL, queries, routed
+from tests.rubric.samples import POOL
 from tests.tiny import save_tiny
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    qs = [q for q in queries(30) if len(q.meta["kinds"]) == 4][:4]
-    return build_pairs({q.id: q for q in qs}, [t for q in qs for t in routed(q, 6, {1})], POOL)[0]
-
-
-@pytest.fixture(scope="module")
-def seeds(pairs):
-    return seed_rubrics(pairs, POOL.labels)
 
 
 @pytest.fixture

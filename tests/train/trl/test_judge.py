@@ -11,27 +11,13 @@ from roro_fast.config import RubricConfig
 from roro_fast.config_trl import TrlConfig
 from roro_fast.errors import ConfigError
 from roro_fast.rubric.judge import Judge
-from roro_fast.rubric.pairs import build_pairs
-from roro_fast.rubric.seeds import seed_rubrics
 from roro_fast.train import judge_training
 from roro_fast.train.trl.trainers import TrlTrainers
-from tests.rubric.samples import POOL, queries, routed
 from tests.tiny import save_tiny
 from tests.train.test_judge_training import accuracy, one_writer
 
 pytest.importorskip("trl")
 EXACT = TrlConfig(bf16=False, micro_batch=64)
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    qs = [q for q in queries(30) if len(q.meta["kinds"]) == 4][:4]
-    return build_pairs({q.id: q for q in qs}, [t for q in qs for t in routed(q, 6, {1})], POOL)[0]
-
-
-@pytest.fixture(scope="module")
-def seeds(pairs):
-    return seed_rubrics(pairs, POOL.labels)
 
 
 def fresh(root) -> Judge:
