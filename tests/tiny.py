@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import Qwen3Config
 
 from roro_fast.models import nano_tokenizer
 from roro_fast.models.config import DecoderConfig
 from roro_fast.models.decoder import Decoder
-from roro_fast.models.loading import save_decoder
+from roro_fast.models.loading import load_decoder, save_decoder
 
 
 def save_tiny(directory: Path, *, hidden: int, layers: int = 1, seed: int = 0, context: int = 512) -> Path:
@@ -51,6 +53,18 @@ def save_pair(root: Path, **changes: int) -> tuple[Path, Path]:
     """(small, large) directories."""
     small = save_tiny(root / "small", hidden=16, seed=1, **changes)
     return small, save_tiny(root / "large", hidden=32, layers=2, seed=2, **changes)
+
+
+def save_adapter(directory: Path, base: Path) -> Path:
+    """A LoRA adapter that adds 1 to every weight of the first layer's down projection; no tokenizer."""
+    directory.mkdir(parents=True)
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(base)}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    rows, columns = load_decoder(base).layers[0].down.weight.shape
+    name = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
+    parts = {name.format("A"): torch.ones(1, columns), name.format("B"): torch.ones(rows, 1)}
+    save_file(parts, directory / "adapter_model.safetensors")
+    return directory
 
 
 def overrides(root: Path, small: Path, large: Path) -> list[str]:

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForTokenClassification
 
 from roro_fast.config_io import load_config
@@ -23,7 +21,7 @@ from roro_fast.routing.scoring import METER, Trace
 from roro_fast.routing.spec_reason import SpecReason
 from roro_fast.train import setup
 from roro_fast.train.setup import Workbench
-from tests.tiny import save_pair
+from tests.tiny import save_adapter, save_pair
 
 TRACE = Trace("Ada's ledger of coins starts at 37 #0 pays 5 #1 Total?\n\n", (" pays 5: 37 gives 32 #1\n\n",))
 
@@ -68,12 +66,7 @@ def test_a_model_from_the_hub_and_an_adapter_can_be_scorers(tmp_path: Path, monk
     small, large = save_pair(tmp_path)
     monkeypatch.setattr(setup, "fetch", lambda name, key, weights: {"some/prm": small}[name])
     assert isinstance(load_scorer("some/prm", bench()), VerdictScorer)
-    (adapter := tmp_path / "adapter").mkdir()
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(large)}
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    name, (rows, columns) = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight", (32, 64)
-    parts = {name.format("A"): torch.ones(1, columns), name.format("B"): torch.ones(rows, 1)}
-    save_file(parts, adapter / "adapter_model.safetensors")
+    adapter = save_adapter(tmp_path / "adapter", large)
     adapted, plain = load_scorer(str(adapter), bench()), load_scorer(str(large), bench())
     assert isinstance(adapted, VerdictScorer) and adapted.score([TRACE])[0].values != plain.score([TRACE])[0].values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -13,13 +14,14 @@ from roro_fast.cli import app
 from roro_fast.cli_stages import run_stages
 from roro_fast.config_io import load_config
 from roro_fast.errors import CheckpointError, DataError
+from roro_fast.models.loading import load_decoder
 from roro_fast.rubric.format import Rubric
 from roro_fast.runs import RunDirectory
 from roro_fast.train import rubric_stage
 from roro_fast.train.context import Context
 from roro_fast.train.rubric_stage import load_judge, load_rubrics
-from roro_fast.train.setup import Workbench
-from tests.tiny import save_tiny
+from roro_fast.train.setup import Workbench, load_tokenizer
+from tests.tiny import save_adapter, save_tiny
 
 SMALL = [
     "run.name=r",
@@ -138,3 +140,15 @@ def test_missing_results_say_what_to_run(tmp_path):
         load_judge(run)
     with pytest.raises(DataError, match="run the rubric stage first"):
         load_rubrics(run)
+
+
+def test_an_adapter_can_be_judge_and_rubricor(tmp_path, reader):
+    adapter = save_adapter(tmp_path / "adapter", reader)
+    config = load_config("nano", settings(tmp_path, adapter))
+    bench = Workbench(config)
+    rubric_stage.check(bench)
+    judge, rubricor = rubric_stage.load_models(Context(RunDirectory.for_config(config), bench))
+    want = load_decoder(reader).layers[0].down.weight + 1
+    for model in (judge.model, rubricor.model):
+        assert torch.equal(model.layers[0].down.weight, want)
+    assert judge.tokenizer.get_vocab() == load_tokenizer(reader).get_vocab()

@@ -8,7 +8,6 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from roro_fast import cli_check
 from roro_fast.config import ModelsConfig
@@ -22,7 +21,7 @@ from roro_fast.train import setup
 from roro_fast.train.setup import Workbench, fingerprint, load_pool, load_task, load_tokenizer, resolve_model
 from tests import chat
 from tests.engine.pairs import Planned
-from tests.tiny import overrides, save_pair, save_random, save_tiny
+from tests.tiny import overrides, save_adapter, save_pair, save_random, save_tiny
 from tests.two_tokenizers import byte_fallback
 
 
@@ -128,15 +127,7 @@ def test_a_directory_wins_over_a_packaged_name(tmp_path, monkeypatch, pair):
 
 
 def test_an_adapter_takes_weights_and_tokenizer_from_its_base(tmp_path, pair):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(pair[1])}
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    name = "base_model.model.model.layers.0.mlp.down_proj.lora_{}.weight"
-    base = load_decoder(pair[1])
-    rows, columns = base.layers[0].down.weight.shape
-    parts = {name.format("A"): torch.ones(1, columns), name.format("B"): torch.ones(rows, 1)}
-    save_file(parts, adapter / "adapter_model.safetensors")
+    adapter, base = save_adapter(tmp_path / "adapter", pair[1]), load_decoder(pair[1])
     models, _ = load_pool(ModelsConfig(paths=[str(pair[0]), str(adapter)]))
     torch.testing.assert_close(models[1].layers[0].down.weight, base.layers[0].down.weight + 1)
     found = {f.name: f for f in cli_check.models([str(pair[0]), str(adapter)], "\n\n")}
