@@ -17,8 +17,10 @@ from functools import lru_cache
 from roro_fast.rubric.format import ALLOCATION, ESCALATION, RECOVERY, Check, Criterion
 from roro_fast.rubric.render import View
 from roro_fast.tasks.ledger import parse_query
+from roro_fast.tasks.worked import plan_of
 
 KINDS = ("writes line", "writes every", "takes over after", "writes at most", "switches")
+OPERATIONS = {"+": "adds", "-": "subtracts", "*": "multiplies"}
 NUMBERED = tuple(k for k in KINDS if k != "writes every")
 
 
@@ -65,11 +67,12 @@ def read(sentence: str) -> Claim | None:
 
 @lru_cache(maxsize=4096)
 def verbs_of(prompt: str) -> tuple[str, ...]:
-    """The verb of each line of a ledger query; empty for any other text."""
+    """What each line does, as far as the query tells: the verb of each line of a ledger query, the operation of each
+    step that a question of the smol tier's arithmetic asks for; empty for any other text."""
     try:
         return tuple(line.verb for line in parse_query(prompt)[1])
     except (ValueError, KeyError):
-        return ()
+        return tuple(OPERATIONS[o.sign] for o in plan_of(prompt))
 
 
 def axis_of(claim: Claim, labels: Sequence[str]) -> str:

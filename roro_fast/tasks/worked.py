@@ -77,6 +77,23 @@ PLANS: dict[str, Callable[[str], Plan]] = {
 }
 
 
+_WORDING = {
+    "chain_sum": re.compile(r"State the final answer to the following arithmetic problem: \d+( [+-] \d+)+ =\s*"),
+    "leg_counting": re.compile(r"Your task is to count how many legs there are .*have \d+ [^?]*\?\s*", re.S),
+}
+
+
+def plan_of(question: str) -> Plan:
+    """The plan of a question of one of the `PLANS`, told by its wording; empty for any other text."""
+    for task, wording in _WORDING.items():
+        if wording.fullmatch(question):
+            try:
+                return PLANS[task](question)
+            except (KeyError, ValueError):  # an animal nobody knows, a count that is none
+                return []
+    return []
+
+
 def results(task: str, question: str) -> list[int]:
     """The result of every step of the worked solution."""
     found: list[int | None] = []

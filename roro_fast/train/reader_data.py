@@ -38,6 +38,10 @@ class Source(Protocol):
         """A query's text and the steps of an answer to it."""
         ...
 
+    def verbs(self, prompt: str) -> tuple[str, ...]:
+        """What its lines do, where claims are to be made about that."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderBatch:
@@ -87,6 +91,9 @@ class LedgerSource:
 
     def draw(self, rng: random.Random, size: int) -> tuple[str, list[str]]:
         return sample_query(rng, size)
+
+    def verbs(self, prompt: str) -> tuple[str, ...]:
+        return verbs_of(prompt)
 
 
 LEDGER = LedgerSource()
@@ -185,7 +192,7 @@ def make_batch(
     about: list[tuple[Claim, View]] = []
     for b in range(read):
         prompt, steps = source.draw(rng, size)
-        verbs = verbs_of(prompt)
+        verbs = source.verbs(prompt)
         view = sample_view(rng, steps, verbs, len(LABELS), source.price)
         judged = _balanced(rng, view, verbs, rng.randint(*count))
         rubric = Rubric(tuple(criterion(c, rng.choice((HARD_RULE, PRINCIPLE)), LABELS) for c, _ in judged))
@@ -240,7 +247,7 @@ def _rubrics(
     inputs, targets = [], []
     for _ in range(count):
         prompt, steps = source.draw(rng, size)
-        kinds = KINDS if verbs_of(prompt) else NUMBERED
+        kinds = KINDS if source.verbs(prompt) else NUMBERED
         head, tail = encoder.rubricor(prompt), encoder.completion(sample_rubric(rng, prompt, kinds, len(steps)))
         inputs.append(head + tail[:-1])
         targets.append([IGNORE] * (len(head) - 1) + tail)

@@ -74,6 +74,9 @@ class WorkedSource:
         prompt, steps = rng.choice(self.by_steps[size])
         return prompt, [blur(rng, s) for s in steps] if rng.random() < 0.5 else steps
 
+    def verbs(self, prompt: str) -> tuple[str, ...]:
+        return ()  # lines are spoken of by number
+
 
 WORDS = {
     "writer": (" small", " large", " none"),

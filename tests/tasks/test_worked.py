@@ -6,7 +6,7 @@ import pytest
 
 from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.registry import load_task
-from roro_fast.tasks.worked import DELIMITER, PLANS, check_steps, results, solution
+from roro_fast.tasks.worked import DELIMITER, PLANS, check_steps, plan_of, results, solution
 
 pytest.importorskip("reasoning_gym")
 SUM = "State the final answer to the following arithmetic problem: 23 + 45 - 70 - 0 - 6 ="
@@ -64,3 +64,22 @@ def test_a_mixture_verifies_steps_only_where_it_can():
     for q in held_out.queries("test", 8):
         verdict = held_out.verify(q, [f"#### {q.answer}"])
         assert verdict.correct and verdict.steps == ((False,) if q.task.endswith("/sums") else None)
+
+
+def test_the_plan_of_a_question_is_told_by_its_wording() -> None:
+    from roro_fast.rubric.grammar import verbs_of
+    from roro_fast.tasks.mixture import Mixture
+
+    for name, known in (("arithmetic", True), ("arithmetic_held_out", False)):
+        task = Mixture(name)
+        for q in task.queries("train", 40):
+            plan = plan_of(q.prompt)
+            assert bool(plan) == known
+            if known:
+                assert plan == PLANS[q.task.removeprefix("gym:")](q.prompt) and len(verbs_of(q.prompt)) == len(plan)
+    asked = "State the final answer to the following arithmetic problem: 40 - 3 + 12 ="
+    assert verbs_of(asked) == ("subtracts", "adds", "adds")
+    for other in ("", "What is 3 + 4?", asked + " Please.", asked.replace("40", "x")):
+        assert plan_of(other) == [] and verbs_of(other) == ()
+    strange = "Your task is to count how many legs there are in total. How many legs are there if you have 3 qwzs?"
+    assert plan_of(strange) == []
