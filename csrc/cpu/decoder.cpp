@@ -79,9 +79,9 @@ class Runner {
       const char* w = layer(l);
       const bool last = l + 1 == s_.layers;
       product(s_.qkv(), w + at_.qkv, s_.qkv_bias, normed_, qkv_, s_.o(), w + at_.o);
-      rotate_and_store(l, w);
-      if (last && !a_.below && !a_.num_wanted) return;
-      attend(l);
+      const NormRopeArgs rope = rotation(l, w);
+      if (last && !a_.below && !a_.num_wanted) return norm_rope_store(rope, a_.tokens, threads_);
+      attend(l, rope);
       if (last && !a_.below) {  // of the other rows nobody needs more than their keys and values
         keep_wanted(total_, s_.hidden);
         keep_wanted(seen_, s_.q_width());
@@ -154,7 +154,7 @@ class Runner {
     return p;
   }
 
-  void rotate_and_store(std::int64_t l, const char* w) {
+  NormRopeArgs rotation(std::int64_t l, const char* w) const {
     NormRopeArgs n{};
     n.qkv = qkv_;
     n.q = q_;
@@ -177,16 +177,16 @@ class Runner {
     n.v = of_layer(a_.v, l);
     n.page_size = a_.page_size;
     n.eps = static_cast<float>(s_.eps);
-    norm_rope_store(n, a_.tokens, threads_);
+    return n;
   }
 
-  void attend(std::int64_t l) {
+  void attend(std::int64_t l, const NormRopeArgs& rope) {
     AttentionArgs t = decoder_attention(a_);
     t.q = q_;
     t.out = seen_;
     t.k = of_layer(a_.k, l);
     t.v = of_layer(a_.v, l);
-    paged_attention(t, plan_, threads_);
+    paged_attention(t, plan_, threads_, &rope);
   }
 
   const DecoderArgs& a_;

@@ -27,9 +27,12 @@ void run(void (*kernel)(const Args&, std::int64_t, std::int64_t), const Args& a,
 
 }  // namespace
 
+void norm_rope_store_some(const NormRopeArgs& a, std::int64_t begin, std::int64_t end) {
+  pick(scalar::norm_rope, avx2::norm_rope, avx512::norm_rope, avx512_bf16::norm_rope)(a, begin, end);
+}
+
 void norm_rope_store(const NormRopeArgs& a, std::int64_t tokens, int threads) {
-  const auto kernel = pick(scalar::norm_rope, avx2::norm_rope, avx512::norm_rope, avx512_bf16::norm_rope);
-  run(kernel, a, tokens, (a.heads + 2 * a.kv_heads) * a.dim, threads);
+  run(norm_rope_store_some, a, tokens, (a.heads + 2 * a.kv_heads) * a.dim, threads);
 }
 
 void add_rms_norm(const AddNormArgs& a, std::int64_t tokens, int threads) {

@@ -25,6 +25,9 @@ struct NormRopeArgs {
 
 void norm_rope_store(const NormRopeArgs& args, std::int64_t tokens, int threads);
 
+// Tokens [begin, end), on this thread, in its scratch memory.
+void norm_rope_store_some(const NormRopeArgs& args, std::int64_t begin, std::int64_t end);
+
 struct AddNormArgs {
   const void *x, *residual, *weight;
   void *normed, *total;

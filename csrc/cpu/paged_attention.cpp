@@ -6,6 +6,7 @@
 
 #include "cpu/half_product.h"
 #include "cpu/isa.h"
+#include "cpu/norm_rope_store.h"
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 
@@ -128,7 +129,7 @@ AttentionPlan plan_attention(const AttentionArgs& a, std::int64_t sequences, con
   return plan;
 }
 
-void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int threads) {
+void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int threads, const NormRopeArgs* rope) {
   if (!a.heads) return;
   const bool half = a.type == DType::bf16 && a.k.type == DType::bf16 && a.v.type == DType::bf16 && has_half_product();
   const auto attend = half ? pick(scalar::attend_half, avx2::attend_half, avx512::attend_half)
@@ -138,7 +139,7 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     std::int64_t item, head, last_head;
   };
   std::vector<Unit> units;
-  std::int64_t bytes = 0, most = 0;
+  std::int64_t bytes = 0, most = 0, least = a.kv_heads, tokens = 0;
   const std::int64_t items = static_cast<std::int64_t>(plan.items.size());
   for (std::int64_t i = 0; i < items; ++i) {
     std::int64_t rows = 0;
@@ -150,12 +151,16 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     for (std::int64_t h = 0; h < a.kv_heads; h += heads) units.push_back({i, h, std::min(h + heads, a.kv_heads)});
     bytes = std::max(bytes, scratch_bytes(a.dim, rows, heads));
     most = std::max(most, rows);
+    least = std::min(least, heads);
+    tokens += rows / (a.heads / a.kv_heads);
   }
   const std::int64_t n = static_cast<std::int64_t>(units.size());
   const std::int64_t grain = std::clamp<std::int64_t>(n / (kItemsPerThread * threads), 1, kMostInARow);
   const std::int64_t chunks = n < threads ? n : round_up((n + grain - 1) / grain, threads);
   // Where reading takes the time a thread goes on where it was, so that it can ask for what comes; else longest first.
   const std::int64_t shares = most <= kReadRows && n >= threads ? threads : 1, share = n ? chunks / shares : 0;
+  const bool together = rope && most <= kReadRows && least == a.kv_heads;  // no item needs the keys of another's tokens
+  if (rope && !together) norm_rope_store(*rope, tokens, threads);
   const auto unit_at = [&](std::int64_t chunk) { return n * chunk / chunks; };
   parallel_for(chunks, 1, threads, [&](std::int64_t turn, std::int64_t) {
     char* memory = scratch(bytes);
@@ -164,6 +169,9 @@ void paged_attention(const AttentionArgs& a, const AttentionPlan& plan, int thre
     for (std::int64_t i = unit_at(c), end = unit_at(c + 1); i < end; ++i) {
       const Unit& u = units[i];
       const bool more = i + 1 < own && units[i + 1].head == u.head && units[i + 1].last_head == u.last_head;
+      for (std::int64_t s = plan.items[u.item].first; together && s < plan.items[u.item].last; ++s) {
+        norm_rope_store_some(*rope, plan.segments[s].begin, plan.segments[s].end);
+      }
       attend(a, product, plan.segments.data(), plan.items[u.item], more ? &plan.items[units[i + 1].item] : nullptr,
              u.head, u.last_head, memory);
     }

@@ -50,7 +50,11 @@ struct AttentionPlan {
 AttentionPlan plan_attention(const AttentionArgs& args, std::int64_t sequences, const std::int64_t* members,
                              const std::int64_t* offsets, const std::int64_t* lengths, std::int64_t n_groups);
 
+struct NormRopeArgs;
+
+// `rope`: what makes q, keys and values of the same tokens, to be done before; decode rows go through both in one loop.
 // The result of a row depends on its own query and context alone, bit for bit: not on the plan, nor on `threads`.
-void paged_attention(const AttentionArgs& args, const AttentionPlan& plan, int threads);
+void paged_attention(const AttentionArgs& args, const AttentionPlan& plan, int threads,
+                     const NormRopeArgs* rope = nullptr);
 
 }  // namespace roro::cpu

@@ -93,6 +93,11 @@ def test_a_sequence_has_the_same_bits_in_any_batch(isa: str, dtype: torch.dtype,
             for x, b, pages in zip(now, begin, alone, strict=False)
         ]
         assert torch.equal(whole, torch.cat(parts))
+        torch.set_num_threads(2)
+        try:
+            assert torch.equal(decoder_forward.cpu(model, batch(model, now, begin, together[: 4 * len(now)])), whole)
+        finally:
+            torch.set_num_threads(1)
         together = empty_pages(model, 5)
         if start == 0:
             for x, pages in zip(ids, alone, strict=True):
