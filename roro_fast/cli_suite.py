@@ -17,7 +17,7 @@ from roro_fast.tasks.suites import suite
 from roro_fast.train.context import Context
 from roro_fast.train.setup import Workbench, distinct
 
-_SHOWN = ("accuracy", "generated", "seconds", "price", "discarded")
+_SHOWN = {"accuracy": "accuracy", "generated": "FLOPs", "seconds": "s", "price": "price", "discarded": "discarded"}
 
 
 def run_suite(run: RunDirectory, name: str, console: Console, redo: Sequence[str] = ()) -> bool:
@@ -46,5 +46,8 @@ def macro_table(result: Mapping[str, Any]) -> Any:
         return cell({**values[key], "lo": None}, COLUMNS[key][1])
 
     rows = [(p["label"], f"{p['knob']:g}", *(mean(p["macro"], k) for k in keys)) for p in result["points"]]
-    title = f"{result['suite']}: macro average over {', '.join(result['queries'])}"
-    return table(title, ("arm", "setting", *(COLUMNS[k][0] for k in keys)), rows)
+    title = (
+        f"{result['suite']}: macro average over {', '.join(result['queries'])}; generated FLOPs as a share of "
+        "all-large, seconds and discarded tokens per answer, price per 1000"
+    )
+    return table(title, ("arm", "setting", *(_SHOWN[k] for k in keys)), rows)
