@@ -204,14 +204,19 @@ def complete(found: list[PointResult], seeds: list[int]) -> list[PointResult]:
     return [p for p in found if p.arm in whole and (p.arm in ONCE or p.seed in seeds)]
 
 
+def measured_seeds(task: str) -> list[int]:
+    """Seeds whose trained arms are all measured; while there is none, those of which the arms without a Judge are."""
+    for arms in (TRAINED, WITHOUT_JUDGE):
+        files = [f"points/{t}/{a}.safetensors" for a in arms for t in (task, HELD_OUT)]
+        if found := [s for s in range(100) if all((ROOT / f"seed-{s}" / f).is_file() for f in files)]:
+            return found
+    return []
+
+
 def collate(resamples: int) -> None:
-    """The study of the seeds whose trained arms are all measured."""
+    """The study of what is measured so far, which it names."""
     task = config_of("once").task.name
-    seeds = [
-        s for s in range(100)
-        if all((ROOT / f"seed-{s}" / "points" / t / f"{a}.safetensors").is_file()
-               for a in TRAINED for t in (task, HELD_OUT))
-    ]  # fmt: skip
+    seeds = measured_seeds(task)
     found = {t: points.gather(sorted(ROOT.glob(f"*/points/{t}/*.safetensors")), ONCE) for t in (task, HELD_OUT)}
     found = {t: complete(ps, seeds) for t, ps in found.items()}
     sets = {task: found[task]} | {
@@ -221,17 +226,14 @@ def collate(resamples: int) -> None:
     references = [r for r in REFERENCES if r in measured]
     document: dict[str, Any] = {
         "meta": {
-            "command": "python -m bench.studies.smol_study run --seeds 0 1 2; ... once; ... collate",
+            "command": "python -m bench.studies.smol_study all",
             "seeds": seeds,
             "missing": sorted({*TRAINED, *SEEDED, *ONCE} - measured),
             "config": dataclasses.asdict(config_of("once")),
             "versions": provenance(),
             "reader": reader_log(),
             "heads": {p.parent.name: json.loads(p.read_text())["calibrate"] for p in sorted(HEADS.glob("*/prm.json"))},
-            "judge": {
-                f"seed-{s}": json.loads((ROOT / f"seed-{s}" / "stages" / "rubric.json").read_text())["summary"]
-                for s in seeds
-            },
+            "judge": {p.parts[-3]: json.loads(p.read_text())["summary"] for p in alternations(seeds)},
         },
         "sets": {
             name: build_study(ps, meta={}, task=name, references=references, resamples=resamples)
@@ -242,9 +244,14 @@ def collate(resamples: int) -> None:
     console.print(f"wrote {RESULT}: seeds {seeds}, missing arms {document['meta']['missing']}")
 
 
+def alternations(seeds: list[int]) -> list[Path]:
+    found = [ROOT / f"seed-{s}" / "stages" / "rubric.json" for s in seeds]
+    return [p for p in found if p.is_file()]
+
+
 def reader_log() -> list[dict[str, Any]]:
     """What the reader reads right as it learns; empty before there is one."""
-    path = READER / "model" / "train_log.jsonl"
+    path = READER / "train_log.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return [r for r in rows if "verdict_accuracy" in r]
 

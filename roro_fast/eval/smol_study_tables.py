@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from roro_fast.eval import catalogue
@@ -60,13 +60,18 @@ def _note(document: Mapping[str, Any]) -> str:
         f"operating points are cheaper than all-large"
     )
     text += f", the best of them with {write(max(cheaper), 'share')} correct." if cheaper else "."
+    differences = {n: d["area"] for n, d in first["differences"].get(REFERENCE, {}).items()}
+    if null := [n for n, d in differences.items() if d["lo"] is not None and d["lo"] <= 0 <= d["hi"]]:
+        text += f" No difference to outcome-only GRPO is established for: {_labels(null)}."
     if meta["missing"]:
-        text += f" Not measured yet: {', '.join(catalogue.arm(a).label for a in meta['missing'])}."
+        text += f" Not measured yet: {_labels(meta['missing'])}."
     return text
 
 
 def rubric(document: Mapping[str, Any]) -> str:
     """Paired differences in area that say what rubric and Judge add, on every test set; null results are named."""
+    if not document["meta"]["judge"]:
+        return "No seed has come to the arms with a Judge yet."
     sets = document["sets"]
     lines = [row(["area", *sets]), row(["---"] + ["--:"] * len(sets))]
     null, shown = 0, 0
@@ -84,6 +89,10 @@ def rubric(document: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", note + "the 95 % level, with no correction for their number."])
 
 
+def _labels(arms: Iterable[str]) -> str:
+    return "; ".join(catalogue.arm(a).label for a in arms)
+
+
 def _seeds(document: Mapping[str, Any]) -> str:
     n = len(document["meta"]["seeds"])
     return f"{n} seed{'s' * (n != 1)}"
@@ -99,6 +108,8 @@ def _turned(d: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def judge(document: Mapping[str, Any]) -> str:
     """Per seed and phase of the alternation: held-out pairs ordered right, verdicts right, malformed rubrics."""
+    if not document["meta"]["judge"]:
+        return "No seed has come to the alternation yet."
     heads = ["seed", "phase", "pairs ordered right", "outcome", "cost", "process", "verdicts right", "malformed"]
     lines = [row(heads), row(["---"] * 2 + ["--:"] * 6)]
     pairs = []
@@ -110,7 +121,7 @@ def judge(document: Mapping[str, Any]) -> str:
             phase = r["phase"] if r["round"] == 0 else f"round {r['round']}, {r['phase']}"
             lines.append(row([seed.removeprefix("seed-"), phase, *shares]))
     reader = document["meta"]["reader"]
-    note = f"{min(pairs)} to {max(pairs)} held-out pairs a seed." if pairs else "No seed yet."
+    note = f"{min(pairs)} to {max(pairs)} held-out pairs a seed."
     if reader:
         last = reader[-1]
         kinds = ", ".join(f"{k} {_percent(v)}" for k, v in last["verdict_accuracy"].items() if k != "all")

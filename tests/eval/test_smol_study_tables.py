@@ -47,6 +47,7 @@ def test_arms_by_kind_then_area_with_every_test_set() -> None:
     assert lines[0].endswith("| sums ↑ |") and "+0.005 [−0.005, +0.015]" in lines[2]
     assert lines[6].endswith("| – |"), "no oracle where steps are not verified"
     assert "4 of 8 operating points are cheaper than all-large, the best of them with 60.0" in lines[-1], "no oracles"
+    assert "No difference to outcome-only GRPO is established for: RoRo." in lines[-1]
     assert "2 seeds" in lines[-1] and lines[-1].endswith("Not measured yet: R2R-style, every token.")
 
 
@@ -68,3 +69,9 @@ def test_the_judge_s_phases() -> None:
     assert lines[2] == "| 0 | warm-up | 60 % | – | – | – | 97 % | 0 % |" and "| round 1, judge |" in lines[3]
     assert "30 to 50 held-out pairs" in lines[-1] and "91 % of balanced claims" in lines[-1]
     assert {TABLES[t].source for t in ("smol_study", "smol_rubric", "smol_judge")} == {"smol_study.json"}
+
+
+def test_before_the_first_seed() -> None:
+    early = document()
+    early["meta"] |= {"judge": {}, "seeds": []}
+    assert "No seed" in rubric(early) and "No seed" in judge(early) and "0 seeds" in arms(early)
