@@ -22,23 +22,11 @@ from roro_fast.ops.kv_handoff import plan
 DRAW_STRIDE = 1 << 32  # separates the token draws of a rewritten step from those of its discarded draft
 
 _STATE = (
-    *("tokens", "length", "max_total", "max_step_tokens", "writer", "arrival", "rewrites", "top_k", "step_start"),
-    *(
-        "matched",
-        "written",
-        "forward_tokens",
-        "phase",
-        "paused",
-        "ignore_eos",
-        "drafting",
-        "temperature",
-        "top_p",
-        "key",
-    ),
-    *("sum_logprob", "min_logprob", "first_entropy", "sum_entropy", "flops", "flops_per_token"),
-    *("flops_per_pair", "window_flops_per_pair", "windows", "last_tokens", "last_model", "last_mean_logprob"),
-    *("last_min_logprob", "last_first_entropy", "last_mean_entropy", "run_min_conf", "run_prod_conf", "budget"),
-    *("step_index", "route_key", "draws"),
+    "tokens length max_total max_step_tokens writer arrival rewrites top_k step_start matched written "
+    "forward_tokens phase paused ignore_eos drafting temperature top_p key sum_logprob min_logprob "
+    "first_entropy sum_entropy flops flops_per_token flops_per_pair window_flops_per_pair windows "
+    "last_tokens last_model last_mean_logprob last_min_logprob last_first_entropy last_mean_entropy "
+    "run_min_conf run_prod_conf budget step_index route_key draws"
 )
 
 
@@ -168,7 +156,7 @@ def make_batcher(
     native = native_module()
     if native is None:
         return PythonBatcher(slots, kv, stage, delimiters, eos)
-    arrays = {name: np.asarray(getattr(slots, name)) for name in _STATE}
+    arrays = {name: np.asarray(getattr(slots, name)) for name in _STATE.split()}
     arrays |= {name: getattr(kv, name) for name in ("table", "num_pages", "kv_len", "shared")}
     arrays["home"] = np.array([kv.home(c) for c in range(kv.num_parts)])
     arrays |= {f"batch_{name}": getattr(stage, name) for name in ("tokens", "rows", "numbers", "pages")}

@@ -184,11 +184,8 @@ class Forward:
         return True
 
     def _run(self, m: int, batch: Batch) -> Launched:
-        graphs, decoding, rows = (
-            self._graphs[m],
-            batch.wanted == batch.tokens,
-            self.stage.rows[0, : batch.wanted].copy(),
-        )
+        graphs, decoding = self._graphs[m], batch.wanted == batch.tokens
+        rows = self.stage.rows[0, : batch.wanted].copy()
         with (self._decode_marks if decoding else self._catch_up_marks)[m]:
             if graphs is not None and decoding and batch.rows <= graphs.max_rows:
                 hidden, sampled = graphs.run(self._decode_rows(batch))
