@@ -72,7 +72,7 @@ def test_templates_that_open_the_thought_are_recognised(tmp_path) -> None:
     opening = chat.TEMPLATE.replace("'<|assistant|>'", "'<|assistant|><think>\\n'")
     rows = '{"id": 1, "problem": "p", "answer": 7}\n'
     (tmp_path / "b.jsonl").write_text(rows)
-    settings = [f"models.paths=[{pair[0]}, {pair[1]}]", f"task.name={tmp_path / 'b.jsonl'}"]
+    settings = [f"models.paths=[{pair[0]}, {pair[1]}]", f"task.name={tmp_path / 'b.jsonl'}", "task.split_by=test"]
     for switch, template, opens in (("true", opening, True), ("false", opening, False), ("true", None, False)):
         bench = Workbench(load_config("nano", [*settings, f"task.chat.enable_thinking={switch}"]))
         bench.tokenizer.chat_template = template or chat.TEMPLATE
