@@ -106,7 +106,8 @@ class Bench:
                 if read:
                     run.bandwidth = (before + read()) / 2
                 out.setdefault(cell.name, {})[engine.name] = run
-                if not keep and run.seconds > self.cell_seconds:
+                # Figures of plain cells are differences: a cold run beside a warm one would not do.
+                if not keep and run.seconds > self.cell_seconds and cell.kind != "plain":
                     self.once_only.add((cell.name, engine.name))
                 if keep or (cell.name, engine.name) in self.once_only:
                     self.runs.setdefault(cell.name, {}).setdefault(engine.name, []).append(run)

@@ -20,8 +20,9 @@ def figures(runs: dict[str, dict[str, list[Run]]], name: str) -> dict[str, float
     for n in (1, BATCH):
         if f"decode_{n}" in seconds:
             work = runs[f"decode_{n}"][name][-1].work
-            after = work.new_tokens - len(work.sequences)
-            out[f"decode_{n}"] = after / max(seconds[f"decode_{n}"] - seconds[f"start_{n}"], 1e-9)
+            after = seconds[f"decode_{n}"] - seconds[f"start_{n}"]
+            if after > 0:  # else noise is all there is
+                out[f"decode_{n}"] = (work.new_tokens - len(work.sequences)) / after
     for cell in ("prefill", "warm"):
         if cell in seconds:
             out[cell] = 1e3 * seconds[cell]
@@ -51,15 +52,6 @@ def summary(
     weights once per token at the bandwidth measured around each run, "bandwidth_around": its median}."""
     names = [name for name in CATALOGUE if any(name in by for by in runs.values())]
     engines = {name: {k: round(v, 3) for k, v in figures(runs, name).items()} for name in names}
-    best: dict[str, Any] = {}
-    for figure in (*HIGHER, "prefill", "warm"):
-        peers = {n: f[figure] for n, f in engines.items() if n != OURS and figure in f}
-        if peers and figure in engines.get(OURS, {}):
-            pick = max if figure in HIGHER else min
-            who = pick(peers, key=lambda n: peers[n])
-            mine = engines[OURS][figure]
-            ratio = mine / peers[who] if figure in HIGHER else peers[who] / mine
-            best[figure] = {"peer": who, "its": peers[who], "ours": mine, "ours_is_faster_by": round(ratio, 3)}
     weights = config.num_params * itemsize
     limit = ceiling["bytes_per_second"]
     fractions = bandwidth_fractions(runs, weights, limit)
@@ -72,8 +64,22 @@ def summary(
             "warm": f"ms for {WARM_TOKENS} tokens after {PREFILL} cached ones",
         },
         "engines": engines,
-        "best_peer": best,
+        "best_peer": best_peers(engines),
         "bandwidth_limit_decode_1": round(limit / weights, 2),
         "bandwidth_around": statistics.median(around) if around else None,
         "bandwidth_fraction": {n: round(fractions[n], 4) for n in names if n in fractions},
     }
+
+
+def best_peers(engines: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Per figure the peer that is best at it, its figure and ours."""
+    best: dict[str, Any] = {}
+    for figure in (*HIGHER, "prefill", "warm"):
+        peers = {n: f[figure] for n, f in engines.items() if n != OURS and figure in f}
+        if peers and figure in engines.get(OURS, {}):
+            pick = max if figure in HIGHER else min
+            who = pick(peers, key=lambda n: peers[n])
+            mine = engines[OURS][figure]
+            ratio = mine / peers[who] if figure in HIGHER else peers[who] / mine
+            best[figure] = {"peer": who, "its": peers[who], "ours": mine, "ours_is_faster_by": round(ratio, 3)}
+    return best

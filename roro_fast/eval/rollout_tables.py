@@ -7,8 +7,9 @@ from typing import Any
 
 from roro_fast.eval.bench_tables import row
 
+OURS = "roro_fast"
 NAMES = {
-    "roro_fast": "**roro_fast**",
+    OURS: "**roro_fast**",
     "roro_fast_apart": "roro_fast, no layers shared",
     "hf_reprefill": "HF `generate`, prefill at every switch",
     "hf_cached": "HF loop, cache per model, batched",
@@ -42,6 +43,23 @@ def routed(found: Mapping[str, Any]) -> str:
             )  # fmt: skip
         out.append("")
     return "\n".join([*out, _note(found)])
+
+
+def sweep(found: Mapping[str, Any]) -> str:
+    """One row a workload: our rate, step times and memory, and our ratio to every peer."""
+    peers = list(dict.fromkeys(n for w in found["workloads"].values() for n in w["engines"] if n != OURS))
+    heads = ["in flight, switch rate, prompt, group", "tokens/s", "step p50 / p99", "memory"]
+    rows = [row([*heads, *(f"over {NAMES[n]}" for n in peers)]), row(["---", *["--:"] * (len(peers) + 3)])]
+    for name, w in found["workloads"].items():
+        if (r := w["engines"].get(OURS)) is None:
+            continue
+        fields = {part[0]: part[1:] for part in name.split("_")}
+        times = f"{r['step_ms_p50']:,.0f} / {r['step_ms_p99']:,.0f} ms"
+        over = [w["engines"].get(n, {}).get("ours_over_this") for n in peers]
+        shape = ", ".join(fields[k] for k in "cspg")
+        ratios = ["" if x is None else f"{x:.2f}x" for x in over]
+        rows.append(row([shape, f"{r['tokens_per_second']:,.0f}", times, f"{r['peak_rss_mb']:,} MB", *ratios]))
+    return "\n".join([*rows, "", _note(found)])
 
 
 def plain(found: Mapping[str, Any]) -> str:

@@ -150,6 +150,8 @@ TABLES: dict[str, Table] = {
     "rollout_fastest_plain": Table("e2e/rollout_smol_fastest.json", rollout_tables.plain),
     "rollout_fastest_targets": Table("e2e/rollout_smol_fastest.json", rollout_tables.targets),
     "rollout_nano": Table("e2e/rollout_nano_cpu.json", rollout_tables.routed),
+    "rollout_busy": Table("e2e/rollout_smol_cpu_busy.json", rollout_tables.routed),
+    "rollout_sweep": Table("e2e/rollout_smol_cpu_sweep.json", rollout_tables.sweep),
     "scaling": Table("e2e/scaling_*.json", rollout_tables.scaling),
     "projection_maps": Table("projection_study.json", projection_tables.maps),
     "projection_answers": Table("projection_study.json", projection_tables.answers),

@@ -167,6 +167,8 @@ def test_plain_figures() -> None:
     assert found["best_peer"]["prefill"]["ours_is_faster_by"] == 0.5
     limit = 1e9 / (CONFIGS[1].num_params * 4)
     assert found["bandwidth_fraction"]["hf_cached"] == pytest.approx(5 / limit, abs=1e-4)
+    runs["start_1"]["llama_cpp"] = [fake(one, 28.0)]
+    assert "decode_1" not in plain.summary(runs, CONFIGS[1], 4, CEILING)["engines"]["llama_cpp"], "27 s are less"
 
 
 def test_decode_is_judged_by_the_bandwidth_around_each_run() -> None:

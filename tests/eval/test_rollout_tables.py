@@ -57,6 +57,18 @@ def test_engines_side_by_side(results: Path) -> None:
     assert "24.5 GB/s read, 800 GFLOP/s." in rows[-1] and rows[-1].endswith("two vLLM engines: no environment.")
 
 
+def test_a_sweep_has_a_row_for_every_workload(tmp_path: Path) -> None:
+    alone = {"roro_fast": ROW, "hf_cached": PEER | {"ours_over_this": 5.0}}
+    both = {**alone, "openvino_genai": PEER}
+    workloads = {"c32_s0.2_p100_n96_g1": {"engines": both}, "c1_s0.5_p1000_n96_g8": {"engines": alone}}
+    write_json(tmp_path / "e2e/rollout_smol_cpu_sweep.json", FOUND | {"workloads": workloads, "neighbours": 1})
+    rows = table("rollout_sweep", tmp_path)
+    assert rows[0].endswith("| over HF loop, cache per model, batched | over openvino-genai |")
+    assert rows[2] == "| 32, 0.2, 100, 1 | 1,234 | 300 / 1,900 ms | 1,381 MB | 5.00x | 2.47x |"
+    assert rows[3] == "| 1, 0.5, 1000, 8 | 1,234 | 300 / 1,900 ms | 1,381 MB | 5.00x |  |"
+    assert "Busy processes beside every run: 1." in rows[-1]
+
+
 def test_plain_figures_leave_gaps_open(results: Path) -> None:
     rows = table("rollout_plain", results)
     assert rows[2:] == [
