@@ -46,12 +46,14 @@ def rope_case(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dty
 def rows_case(which: str, tokens: int, width: int, dtype: torch.dtype, compiled: Callable[..., Any] | None) -> Case:
     size = tokens * width * dtype.itemsize
     n = copies_for(4 * size)
-    weight = torch.randn(width).to(dtype)
+    seeded = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=seeded).to(dtype)  # noqa: E731
+    weight = draw(width)
     if which == "add_rms_norm":
-        inputs = [(*torch.randn(2, tokens, width).to(dtype), weight) for _ in range(n)]
+        inputs = [(*draw(2, tokens, width), weight) for _ in range(n)]
         op, reference = ops.add_rms_norm, ops.add_rms_norm_reference
     else:
-        inputs = [(torch.randn(tokens, 2 * width).to(dtype),) for _ in range(n)]
+        inputs = [(draw(tokens, 2 * width),) for _ in range(n)]
         op, reference = ops.silu_mul, ops.silu_mul_reference
     at = lambda i: inputs[i % n]  # noqa: E731
     variants = {"cpu": lambda i: op(*at(i), impl="cpu"), "torch": lambda i: reference(*at(i))}
