@@ -35,7 +35,6 @@ from roro_fast.eval.stages import fitting, learned
 from roro_fast.eval.study import build_study
 from roro_fast.eval.sweep import Runner, Setting, baseline_settings
 from roro_fast.files import write_json
-from roro_fast.models import train_nano
 from roro_fast.routing import ConfidenceThreshold, RandomRouter
 from roro_fast.rubric.judge import Judge
 from roro_fast.runs import RunDirectory
@@ -79,8 +78,8 @@ def prepare(overrides: list[str]) -> None:
     heads(overrides)
     with FileLock(ROOT / "reader.lock"):
         if not (READER / "model" / "train.json").is_file():
-            recipe = train_nano.override(SmolRecipe(), [])
-            SmolReading(recipe, READER, WorkedSource("train"), WorkedSource("calibrate", 200)).run(checkpoint_every=40)
+            questions, held_out = WorkedSource("train"), WorkedSource("calibrate", 200)
+            SmolReading(SmolRecipe(), READER, questions, held_out).run(checkpoint_every=40)
 
 
 def heads(overrides: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def read_settings(directory: str | Path, role: str) -> dict[str, Any]:
     if found not in (role, "reader"):
         raise CheckpointError(f"{path}: role is {found!r}, not {role!r}; name the {role}'s directory")
     return settings
+
+
+def arguments(settings: dict[str, Any], fields: Sequence[str], labels: Sequence[str] | None) -> dict[str, Any]:
+    """The settings named in `fields`; `labels`, where given, instead of the saved ones."""
+    settings = settings if labels is None else settings | {"labels": labels}
+    return {k: settings[k] for k in fields if k in settings}
 
 
 def load(

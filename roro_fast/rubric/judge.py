@@ -73,10 +73,8 @@ class Judge:
         """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
         of the one in `base`."""
         model, tokenizer, settings = checkpoint.load(directory, "judge", device, base, dtype)
-        if labels is not None:
-            settings["labels"] = labels
-        known = {k: settings[k] for k in ("labels", "verdicts", "preamble") if k in settings}
-        return cls(model, tokenizer, **known)
+        fields = ("labels", "verdicts", "preamble")
+        return cls(model, tokenizer, **checkpoint.arguments(settings, fields, labels))
 
     def save(self, directory: str | Path) -> None:
         e = self.encoder

@@ -59,10 +59,8 @@ class Rubricor:
         """From a directory written by `save`, any Hugging Face language model of a supported family, or a LoRA adapter
         of the one in `base`."""
         model, tokenizer, settings = checkpoint.load(directory, "rubricor", device, base, dtype)
-        if labels is not None:
-            settings["labels"] = labels
-        known = {k: settings[k] for k in ("labels", "closed_grammar", "preamble", "max_criteria") if k in settings}
-        return cls(model, tokenizer, **known)
+        fields = ("labels", "closed_grammar", "preamble", "max_criteria")
+        return cls(model, tokenizer, **checkpoint.arguments(settings, fields, labels))
 
     def save(self, directory: str | Path) -> None:
         e = self.encoder
