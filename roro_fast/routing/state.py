@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from roro_fast.engine.policy import BoundaryBatch
@@ -25,25 +26,23 @@ SIGNALS = (
 
 
 def signals(batch: BoundaryBatch) -> torch.Tensor:
-    """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (METHOD.md section 2)."""
-    columns = (
-        batch.step_index / max(batch.step_cap, 1),
-        torch.log1p(batch.step_tokens.float()) / 5,
-        batch.mean_logprob.exp(),
-        batch.min_logprob.exp(),
-        batch.first_entropy,
-        batch.mean_entropy,
-        batch.run_min_conf,
-        batch.run_prod_conf,
-        batch.large_share,
-        (batch.last_model == 0).float(),
-        (batch.last_model > 0).float(),
-        batch.budget,
-    )
-    if batch.scout_entropy is None or batch.scout_maxprob is None:
-        none = torch.zeros_like(batch.budget)
-        return torch.stack((*columns, none, none), -1)
-    known = torch.stack(columns, -1)
-    scout = torch.stack((batch.scout_entropy.float(), batch.scout_maxprob.float()), -1)
-    # On a GPU the scout's two may still be in the making, which `non_blocking` does not wait for.
-    return torch.cat((known.to(scout.device, non_blocking=True), scout), -1)
+    """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (METHOD.md section 2), on the scout's device."""
+    x = np.zeros((len(batch), len(SIGNALS)), np.float32)
+    last = batch.last_model.numpy(force=True)
+    x[:, 0] = batch.step_index.numpy(force=True) / max(batch.step_cap, 1)
+    x[:, 1] = np.log1p(batch.step_tokens.numpy(force=True), dtype=np.float32) / 5
+    np.exp(batch.mean_logprob.numpy(force=True), out=x[:, 2])
+    np.exp(batch.min_logprob.numpy(force=True), out=x[:, 3])
+    x[:, 4] = batch.first_entropy.numpy(force=True)
+    x[:, 5] = batch.mean_entropy.numpy(force=True)
+    x[:, 6] = batch.run_min_conf.numpy(force=True)
+    x[:, 7] = batch.run_prod_conf.numpy(force=True)
+    x[:, 8] = batch.large_share.numpy(force=True)
+    x[:, 9], x[:, 10] = last == 0, last > 0
+    x[:, 11] = batch.budget.numpy(force=True)
+    out = torch.from_numpy(x)
+    if batch.scout_entropy is not None and batch.scout_maxprob is not None:
+        # On a GPU these two may still be in the making, which `non_blocking` does not wait for.
+        out = out.to(batch.scout_entropy.device, non_blocking=True)
+        out[:, 12], out[:, 13] = batch.scout_entropy, batch.scout_maxprob
+    return out
