@@ -34,6 +34,7 @@ class Script:
     def __init__(self, num_models: int) -> None:
         self.router = PolicyNetwork(PolicyConfig(num_models=num_models)) if num_models > 1 else None
         self.decided: dict[int, list[float]] = {}
+        self._answers: dict[tuple[int, ...], Decisions] = {}
 
     def decide(self, batch: BoundaryBatch) -> Decisions:
         now = time.perf_counter()
@@ -43,8 +44,11 @@ class Script:
         for tag, step in zip(batch.tags, batch.step_index.tolist(), strict=True):
             models.append(tag["steps"][step][0])
             self.decided.setdefault(tag["at"], []).append(now)
-        probs = [[float(m == k) for k in range(batch.num_models)] for m in models]
-        return Decisions(torch.tensor(models), torch.zeros(len(models)), torch.tensor(probs))
+        key = tuple(models)
+        if key not in self._answers:
+            probs = [[float(m == k) for k in range(batch.num_models)] for m in models]
+            self._answers[key] = Decisions(torch.tensor(models), torch.zeros(len(models)), torch.tensor(probs))
+        return self._answers[key]
 
 
 def request(at: int, s: Sequence) -> Request:

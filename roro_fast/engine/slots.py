@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from enum import IntEnum
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from roro_fast.engine.trajectory import Decision, Step
 from roro_fast.models.config import pairs
 
 
-class Phase(IntEnum):
+class Phase:
+    """What a slot is at. Plain numbers: arrays are compared with them in every iteration."""
+
     FREE = 0
     WRITE = 1  # the writer's forward gives the next token
     SCOUT = 2  # model 0 must see the boundary token before the policy can decide
