@@ -3,8 +3,10 @@
     python -m bench.studies.ablation_study run --seeds 0 1 2   # resumable; split the seeds over processes to go faster
     python -m bench.studies.ablation_study collate             # bench/results/ablations_nano.json, transfer_nano.json
 
-Each seed is a run of the `nano_study` preset; a variant keeps what its change does not touch (collection, pairs,
-Judge). Routers are measured after 5 and after all steps of training, thresholds are fitted on the calibrate split.
+Each seed is a run of the `nano_study` preset, which begins where that study's run of the same seed has already come to;
+a variant keeps what its change does not touch (collection, pairs, Judge). Routers are measured after 5 and after all
+steps of training, thresholds are fitted on the calibrate split. Other process rewards and the order of the alternation
+are arms of the nano study itself.
 Transfer: the whole loop on ledgers of some kinds of line, its routers then measured on ledgers of the others.
 """
 
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -37,6 +41,7 @@ from roro_fast.train.setup import Workbench
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOT = Path("runs/ablations")
+NANO_STUDY = Path("runs/nano_study")
 EARLY = 5
 BASE, OUTCOME_ONLY = "roro", "outcome_only"
 BASELINES = ("all_small", "all_large", "confidence")  # one seed stands for all
@@ -57,13 +62,10 @@ VARIANTS = {
     OUTCOME_ONLY: Variant("router", ("router.process_reward=none",)),
     "beta_0.1": Variant("router", ("router.beta=0.1",)),
     "beta_0.45": Variant("router", ("router.beta=0.45",)),
-    "formula": Variant("router", ("router.process_reward=formula",)),
-    "fixed_rubric": Variant("router", ("router.process_reward=fixed_rubric",)),
     "next": Variant("router", ("router.action_space=next",)),
     "next_outcome_only": Variant("router", ("router.action_space=next", "router.process_reward=none")),
     "signals_only": Variant("router", ("router.hidden=false",)),
     "hidden_only": Variant("router", ("router.signals=false",)),
-    "rubricor_first": Variant("rubric", ("rubric.order=rubricor_first",)),
     "one_round": Variant("rubric", ("rubric.rounds=1",)),
     "warm_up_only": Variant("rubric", ("rubric.rounds=1", "rubric.steps=0")),
     "three_criteria": Variant("rubric", ("rubric.max_criteria=3",)),
@@ -128,8 +130,9 @@ def run_variant(name: str, seed: Seed, base: RunDirectory) -> None:
 
 
 def run_base(seed: Seed) -> RunDirectory:
-    config = seed.config(BASE)
-    run = RunDirectory.for_config(config)
+    config, known = seed.config(BASE), NANO_STUDY / f"seed-{seed.number}"
+    begun = known.is_dir() and not seed.overrides
+    run = twin(RunDirectory(known), config, "router") if begun else RunDirectory.for_config(config)
     run_stages(run, "reference", console)
     with run:
         ctx = Context(run, Workbench(config))
@@ -161,6 +164,16 @@ def run_transfer(seed: Seed) -> None:
                 baselines(at, run.path / folder)
 
 
+def histories() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By variant and seed, the phases of the alternation; of variants that have one of their own."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for log in sorted(ROOT.glob("*/stages/rubric.json")):
+        name, _, number = log.parents[1].name.rpartition("-")
+        if name == BASE or name in VARIANTS and VARIANTS[name].first_changed != "router":
+            found.setdefault(name, {})[number] = json.loads(log.read_text())["summary"]["history"]
+    return found
+
+
 def collate(resamples: int) -> None:
     studies = {
         "ablations_nano": (POINTS, [BASE, f"{BASE}{AFTER}{EARLY}"], "ledger"),
@@ -174,6 +187,8 @@ def collate(resamples: int) -> None:
             "config": dataclasses.asdict(Seed(0).config(BASE)),
             "variants": {k: list(v.overrides) for k, v in VARIANTS.items()},
             "versions": provenance(),
+            "judge": histories() if folder == POINTS else {},
+            "trained_on": KINDS_TRAINED if folder != POINTS else "all",
         }
         study = build_study(found, meta=meta, task=task, references=references, resamples=resamples)
         write_json(RESULTS / f"{name}.json", study)

@@ -16,6 +16,7 @@ from typing import Any
 
 from roro_fast.errors import DataError, RoroError
 from roro_fast.eval import (
+    ablation_tables,
     baseline_tables,
     bench_tables,
     catalogue,
@@ -133,6 +134,8 @@ TABLES: dict[str, Table] = {
     "nano_study": Table("nano_study.json", nano_study),
     "nano_curve": Table("nano_study.json", nano_curve),
     "nano_early": Table("nano_study.json", nano_early),
+    "ablations": Table("ablations_nano.json", ablation_tables.ablations),
+    "transfer": Table("transfer_nano_*.json", ablation_tables.transfer),
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "smol_pair": Table("smol_pair.json", smol_tables.pair),

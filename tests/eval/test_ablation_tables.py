@@ -1,0 +1,51 @@
+"""The ablation tables: variants in a fixed order against RoRo, null results named, kinds of step side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roro_fast.eval.ablation_tables import LABELS, ablations, transfer
+
+
+def est(mean: float, spread: float = 0.01) -> dict[str, float]:
+    return {"mean": mean, "lo": mean - spread, "hi": mean + spread}
+
+
+def study(areas: dict[str, float], **meta: Any) -> dict[str, Any]:
+    references = {n: a for n, a in areas.items() if n.partition("@")[0] in ("roro", "outcome_only")}
+    return {
+        "meta": {"task": "ledger", "n_queries": 40, "seeds": [0, 1], "level": 0.95, **meta},
+        "arms": {n: {"area": est(a)} for n, a in areas.items()},
+        "differences": {
+            r: {n: {"area": est(a - b)} for n, a in areas.items() if n != r} for r, b in references.items()
+        },
+    }
+
+
+def test_variants_against_roro_early_and_at_the_end() -> None:
+    areas = {"roro": 0.9, "roro@5": 0.8, "one_round": 0.895, "one_round@5": 0.7, "beta_0.1": 0.6, "beta_0.1@5": 0.81}
+    histories = {"roro": {"0": [{"accuracy": 0.1}, {"accuracy": 0.7}], "1": [{"accuracy": 0.8}]}}
+    lines = ablations(study(areas, judge=histories)).split("\n")
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| **RoRo**", "| β 0.1", "| one round of alternation"]
+    assert lines[2].endswith("| 0.900 [0.890, 0.910] | – | 75.0 % |"), "the last phase of each seed"
+    assert "−0.100 [−0.110, −0.090] | 0.895 [0.885, 0.905] | −0.005 [−0.015, +0.005] | – |" in lines[4]
+    assert lines[-1].endswith("no difference to RoRo is established for: one round of alternation.")
+    assert "2 seeds" in lines[-1] and "after 5 steps" in lines[0]
+
+
+def test_every_variant_of_the_study_has_a_name() -> None:
+    from bench.studies.ablation_study import BASE, VARIANTS
+
+    assert set(LABELS) == {BASE, *VARIANTS}
+
+
+def test_transfer_puts_the_kinds_trained_on_first() -> None:
+    areas = {"roro": 0.9, "outcome_only": 0.88, "roro@5": 0.8, "outcome_only@5": 0.7, "confidence": 0.6}
+    here = study(areas, task="ledger:add1+mul", trained_on="add1+mul")
+    there = study({n: a - 0.2 for n, a in areas.items()}, task="ledger:swap", trained_on="add1+mul")
+    for documents in ([here, there], [there, here]):
+        lines = transfer(documents).split("\n")
+        assert "| ledger:add1+mul | ledger:swap |" in lines[0]
+        assert lines[2] == "| **RoRo** | 0.900 [0.890, 0.910] | 0.700 [0.690, 0.710] |"
+        assert lines[7] == "| RoRo − outcome only | +0.020 [+0.010, +0.030] | +0.020 [+0.010, +0.030] |"
+        assert "**RoRo** after 5 steps" in "\n".join(lines) and "confidence threshold" in lines[6]
