@@ -19,7 +19,8 @@ from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.prompts import JudgePrompt
 from roro_fast.rubric.seeds import group_by_query
-from roro_fast.train.lm import LMTrainer, Tick, group_advantages, grpo_loss, idle, reference_of, rounded
+from roro_fast.train.grpo import group_advantages, grpo_loss
+from roro_fast.train.lm import LMTrainer, Tick, idle, reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Training of small language models: masked cross-entropy, GRPO on recorded actions, and exact resumable state."""
+"""Training of small language models: masked cross-entropy, and exact resumable state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -140,49 +140,6 @@ def token_logprobs(model: Decoder, ids: torch.Tensor, targets: torch.Tensor, tem
 def sft_loss(model: Decoder, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the targets that are not IGNORE."""
     return -token_logprobs(model, ids, targets).mean()
-
-
-class PolicyLoss(NamedTuple):
-    """`loss` to minimise; `kl` to the reference and `clipped` share of actions, for the log."""
-
-    loss: torch.Tensor
-    kl: float
-    clipped: float
-
-
-def group_advantages(rewards: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """rewards [B, G] -> (r - mean) / (std + eps) within each group of G; a group of equal rewards gives zeros."""
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + eps)
-
-
-def grpo_loss(
-    logp: torch.Tensor,
-    old: torch.Tensor,
-    advantage: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    reference: torch.Tensor | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    kl: float = 1e-3,
-) -> PolicyLoss:
-    """Clipped policy objective over actions (DeepSeekMath eq. 3, with DAPO's asymmetric clip range).
-
-    logp (with grad), old, reference, advantage, weight: [A] float32, one entry per sampled token. `weight` sums to 1
-    and is 1 / (sequences * actions of the sequence) for GRPO's per-sequence mean. The KL term is the unbiased
-    estimator exp(d) - d - 1 with d = reference - logp.
-    """
-    ratio = (logp - old).exp()
-    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
-    gain = torch.minimum(ratio * advantage, bounded * advantage)
-    clipped = float((weight * (ratio * advantage > gain)).sum().detach())
-    loss, divergence = -(weight * gain).sum(), 0.0
-    if reference is not None:
-        d = reference - logp
-        drift = (weight * (d.exp() - d - 1)).sum()
-        loss, divergence = loss + kl * drift, float(drift.detach())
-    return PolicyLoss(loss, divergence, clipped)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The router's reward and its group-normalised advantage (METHOD.md section 6)."""
+"""The router's reward (METHOD.md section 6)."""
 
 from __future__ import annotations
 
@@ -51,22 +51,3 @@ def combine(
     outcome = np.array([float(bool(t.correct)) for t in trajectories])
     share = cost_share(trajectories, all_large)
     return Rewards(outcome - lambda_cost * share + beta * s, outcome, share, s, int(missing.sum()))
-
-
-def group_advantage(rewards: np.ndarray, groups: Sequence[str], scale: str = "group", eps: float = 1e-4) -> np.ndarray:
-    """R minus its group's mean, over a standard deviation; float64 [N], 0 for a lone member.
-
-    scale: "group" divides by each group's own deviation (GRPO, arXiv 2402.03300, eq. 3); "batch" by that of all centred
-    rewards, so that a group whose members differ only in cost does not count as much as one with both outcomes;
-    "none" leaves R - mean (Dr. GRPO, arXiv 2503.20783).
-    """
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
-    count = np.bincount(index)
-    mean = np.bincount(index, rewards) / count
-    centred: np.ndarray = rewards - mean[index]
-    if scale == "none":
-        return centred
-    if scale == "batch":
-        return centred / (np.sqrt(np.mean(centred**2)) + eps)
-    std = np.sqrt(np.bincount(index, centred**2) / count)
-    return centred / (std[index] + eps)

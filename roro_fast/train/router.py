@@ -16,7 +16,8 @@ from roro_fast.engine.rng import stream_key
 from roro_fast.profiling import mark
 from roro_fast.routing.policy import PolicyNetwork
 from roro_fast.tasks.base import Query, Task
-from roro_fast.train.rewards import ProcessReward, combine, group_advantage
+from roro_fast.train.grpo import group_advantages, grpo_loss
+from roro_fast.train.rewards import ProcessReward, combine
 from roro_fast.train.rollout import verify
 
 
@@ -31,7 +32,7 @@ class DecisionBatch:
 
     @classmethod
     def of(
-        cls, trajectories: Sequence[Trajectory], advantages: np.ndarray, device: torch.device | None = None
+        cls, trajectories: Sequence[Trajectory], advantages: torch.Tensor, device: torch.device | None = None
     ) -> DecisionBatch:
         flat = [(d, a) for t, a in zip(trajectories, advantages.tolist(), strict=True) for d in t.decisions]
         return cls(
@@ -42,28 +43,20 @@ class DecisionBatch:
         )
 
 
-def grpo_loss(
+def decision_loss(
     logits: torch.Tensor, batch: DecisionBatch, clip_low: float, clip_high: float, entropy: float, kl: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Clipped surrogate averaged over all decisions, minus an entropy bonus, plus KL to the behaviour policy.
+    """GRPO's loss averaged over all decisions, the behaviour policy as its reference, minus an entropy bonus.
 
-    logits [D, K]. Asymmetric clipping after DAPO (arXiv 2503.14476, eq. 10); the KL is the k3 estimate of GRPO (eq. 4).
+    logits [D, K].
     """
     logp = torch.log_softmax(logits, -1)
     new = logp.gather(-1, batch.actions[:, None]).squeeze(-1)
-    ratio = (new - batch.logprobs).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    gain = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
-    h = -(logp.exp() * logp).sum(-1)
-    delta = batch.logprobs - new
-    k3 = delta.exp() - delta - 1
-    loss = -gain.mean() - entropy * h.mean() + kl * k3.mean()
-    stats = {
-        "entropy": h.mean().item(),
-        "kl": k3.mean().item(),
-        "clip_fraction": (ratio != clipped).float().mean().item(),
-    }
-    return loss, stats
+    old = batch.logprobs
+    result = grpo_loss(new, old, batch.advantages, reference=old, clip_low=clip_low, clip_high=clip_high, kl=kl)
+    h = -(logp.exp() * logp).sum(-1).mean()
+    stats = {"entropy": h.item(), "kl": result.kl, "clip_fraction": result.clipped}
+    return result.loss - entropy * h, stats
 
 
 @dataclass
@@ -98,7 +91,8 @@ class RouterTrainer:
         process = np.zeros(len(trajectories)) if self.process is None else self.process.score(trajectories)
         c = self.config
         rewards = combine(trajectories, self.all_large, c.lambda_cost, c.beta, process)
-        advantages = group_advantage(rewards.total, [t.query_id for t in trajectories], c.scale_rewards)
+        grouped = torch.from_numpy(rewards.total).view(-1, c.group_size)
+        advantages = group_advantages(grouped, c.scale_rewards, eps=1e-4).flatten()
         with mark("train/router"):
             stats = self._update(DecisionBatch.of(trajectories, advantages, self.policy.w1.device))
         self.step += 1
@@ -110,7 +104,7 @@ class RouterTrainer:
             "process": float(rewards.process.mean()),
             "unscored": float(rewards.unscored),
             "large_share": float(np.mean(large)),
-            "flat_groups": float(np.mean(np.abs(advantages) < 1e-9)),
+            "flat_groups": float((advantages.abs() < 1e-9).double().mean()),
             **stats,
         }
 
@@ -145,7 +139,8 @@ class RouterTrainer:
         c = self.config
         stats: dict[str, float] = {}
         for _ in range(c.epochs):
-            loss, stats = grpo_loss(self.policy.logits(batch.features), batch, c.clip_low, c.clip_high, c.entropy, c.kl)
+            logits = self.policy.logits(batch.features)
+            loss, stats = decision_loss(logits, batch, c.clip_low, c.clip_high, c.entropy, c.kl)
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)

@@ -15,13 +15,12 @@ from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Draft, Rubricor
 from roro_fast.rubric.seeds import group_by_query
+from roro_fast.train.grpo import group_advantages, grpo_loss
 from roro_fast.train.judge_training import PAIRS_PER_QUERY, cycle
 from roro_fast.train.lm import (
     LMTrainer,
     Tick,
     completion_batch,
-    group_advantages,
-    grpo_loss,
     idle,
     reference_of,
     rounded,

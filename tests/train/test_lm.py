@@ -1,4 +1,4 @@
-"""LM training: losses against direct formulas, GRPO's gradient and clipping, exact resume."""
+"""LM training: losses against direct formulas, exact resume."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from roro_fast.train.lm import (
     IGNORE,
     LMTrainer,
     completion_batch,
-    group_advantages,
-    grpo_loss,
     reference_of,
     sft_loss,
     token_logprobs,
@@ -69,50 +67,6 @@ def test_sft_learns_and_leaves_the_model_frozen(model):
             trainer.step(sft_loss(model, ids, targets))
     assert sft_loss(model, ids, targets).item() < 0.3 * before
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_group_advantages():
-    a = group_advantages(torch.tensor([[1.0, -1.0, -1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
-    torch.testing.assert_close(a[0], torch.tensor([1.0, -1.0, -1.0, 1.0]))
-    assert a[1].abs().max() == 0
-
-
-def test_grpo_on_policy_gradient_is_reinforce():
-    logp = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
-    advantage, weight = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([0.25, 0.25, 0.5])
-    out = grpo_loss(logp, logp.detach(), advantage, weight, kl=0.0)
-    out.loss.backward()
-    torch.testing.assert_close(logp.grad, -advantage * weight)
-    assert out.clipped == 0 and out.kl == 0
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "moves"),
-    [
-        (1.27, 1.0, True),
-        (1.29, 1.0, False),
-        (0.7, 1.0, True),
-        (0.81, -1.0, True),
-        (0.79, -1.0, False),
-        (1.4, -1.0, True),
-    ],
-)
-def test_grpo_clips_asymmetrically(ratio, advantage, moves):
-    logp = torch.tensor([ratio]).log().requires_grad_()
-    out = grpo_loss(logp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), kl=0.0)
-    out.loss.backward()
-    assert bool(logp.grad.abs() > 0) is moves and (out.clipped > 0) is not moves
-
-
-def test_grpo_kl_pulls_to_the_reference():
-    logp = torch.tensor([-1.0, -3.0], requires_grad=True)
-    ref = torch.tensor([-2.0, -2.0])
-    zero, half = torch.zeros(2), torch.full((2,), 0.5)
-    out = grpo_loss(logp, logp.detach(), zero, half, reference=ref, kl=0.1)
-    d = ref - logp.detach()
-    assert out.kl == pytest.approx((0.5 * (d.exp() - d - 1)).sum().item())
-    out.loss.backward()
-    assert logp.grad[0] > 0 > logp.grad[1]  # descending lowers the first log-prob and raises the second
 
 
 def test_reference_does_not_follow(model):

@@ -7,7 +7,7 @@ import pytest
 
 from roro_fast.engine import Cost, Trajectory
 from roro_fast.errors import ConfigError
-from roro_fast.train.rewards import combine, cost_share, group_advantage
+from roro_fast.train.rewards import combine, cost_share
 
 
 def answer(query: str, correct: bool | None, flops: float) -> Trajectory:
@@ -41,25 +41,6 @@ def test_within_the_bound_a_right_answer_always_beats_a_wrong_one_of_equal_cost(
     pair = [answer("a", True, 5.0), answer("a", False, 5.0)]
     r = combine(pair, LARGE, 0.3, 0.499, np.array([-1.0, 1.0]))
     assert r.total[0] > r.total[1]
-
-
-def test_group_advantage_by_hand() -> None:
-    rewards = np.array([1.0, 0.0, 0.5, 0.5, 2.0])
-    groups = ["a", "a", "b", "b", "c"]
-    np.testing.assert_allclose(group_advantage(rewards, groups, eps=0.0 + 1e-12)[:2], [1, -1])
-    assert group_advantage(rewards, groups)[2:].tolist() == [0, 0, 0]
-    np.testing.assert_allclose(group_advantage(rewards, groups, "none"), [0.5, -0.5, 0, 0, 0])
-    np.testing.assert_allclose(
-        group_advantage(rewards, groups, "batch", eps=0.0), np.array([0.5, -0.5, 0, 0, 0]) / np.sqrt(0.5 / 5)
-    )
-
-
-def test_scaling_by_group_blows_up_small_differences_and_by_batch_does_not() -> None:
-    rewards = np.array([1.0, 0.0, 0.51, 0.49])
-    groups = ["a", "a", "b", "b"]
-    by_group = group_advantage(rewards, groups)
-    by_batch = group_advantage(rewards, groups, "batch")
-    assert by_group[2] > 0.9 and by_batch[2] < 0.05 and by_batch[0] > 1
 
 
 def test_cost_share_is_relative_to_the_query() -> None:

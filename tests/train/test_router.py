@@ -17,7 +17,7 @@ from roro_fast.models import nano
 from roro_fast.routing import Constant, PolicyConfig, PolicyNetwork
 from roro_fast.tasks.ledger import Ledger
 from roro_fast.train.rewards import ProcessReward
-from roro_fast.train.router import DecisionBatch, RouterTrainer, grpo_loss
+from roro_fast.train.router import DecisionBatch, RouterTrainer, decision_loss
 
 LIMITS: dict[str, Any] = {"max_new_tokens": 128, "max_steps": 16}
 
@@ -51,7 +51,7 @@ def decisions(n: int = 6) -> tuple[torch.Tensor, DecisionBatch]:
 
 def test_loss_on_policy_is_minus_the_mean_advantage() -> None:
     logits, b = decisions()
-    loss, stats = grpo_loss(logits, b, 0.2, 0.28, entropy=0.0, kl=0.0)
+    loss, stats = decision_loss(logits, b, 0.2, 0.28, entropy=0.0, kl=0.0)
     assert loss.item() == pytest.approx(-b.advantages.mean().item(), abs=1e-6)
     assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["clip_fraction"] == 0
 
@@ -61,7 +61,7 @@ def test_clipping_is_asymmetric_and_stops_the_gradient() -> None:
     for ratio, advantage, moved in ((1.25, 1.0, True), (1.3, 1.0, False), (0.85, -1.0, True), (0.75, -1.0, False)):
         one = DecisionBatch(b.features[:1], b.actions[:1], b.logprobs[:1] - math.log(ratio), torch.tensor([advantage]))
         x = logits[:1].clone().requires_grad_()
-        grpo_loss(x, one, 0.2, 0.28, 0.0, 0.0)[0].backward()
+        decision_loss(x, one, 0.2, 0.28, 0.0, 0.0)[0].backward()
         assert x.grad is not None and bool(x.grad.abs().sum() > 1e-6) is moved, (ratio, advantage)
 
 
@@ -69,11 +69,11 @@ def test_entropy_and_kl_terms() -> None:
     logits, b = decisions()
     p = torch.softmax(logits, -1)
     h = -(p * p.log()).sum(-1).mean().item()
-    base = grpo_loss(logits, b, 0.2, 0.28, 0.0, 0.0)[0].item()
-    assert grpo_loss(logits, b, 0.2, 0.28, 0.5, 0.0)[0].item() == pytest.approx(base - 0.5 * h, abs=1e-6)
+    base = decision_loss(logits, b, 0.2, 0.28, 0.0, 0.0)[0].item()
+    assert decision_loss(logits, b, 0.2, 0.28, 0.5, 0.0)[0].item() == pytest.approx(base - 0.5 * h, abs=1e-6)
     off = DecisionBatch(b.features, b.actions, b.logprobs - 0.1, b.advantages * 0)
     k3 = math.exp(-0.1) + 0.1 - 1
-    assert grpo_loss(logits, off, 0.2, 0.28, 0.0, 2.0)[0].item() == pytest.approx(2 * k3, abs=1e-5)
+    assert decision_loss(logits, off, 0.2, 0.28, 0.0, 2.0)[0].item() == pytest.approx(2 * k3, abs=1e-5)
 
 
 def test_only_decisions_are_trained_on_and_each_carries_its_trajectorys_advantage() -> None:
@@ -81,7 +81,7 @@ def test_only_decisions_are_trained_on_and_each_carries_its_trajectorys_advantag
         rows = [Decision(i, i % 2, -0.5 - i, [0.5, 0.5], features=[float(n), float(i)]) for i in range(n)]
         return Trajectory("q", [1], [2] * 50, [], rows, Cost(), "eos")
 
-    b = DecisionBatch.of([of(2), of(0), of(3)], np.array([1.0, 9.0, -2.0]))
+    b = DecisionBatch.of([of(2), of(0), of(3)], torch.tensor([1.0, 9.0, -2.0]))
     assert b.advantages.tolist() == [1, 1, -2, -2, -2]
     assert b.features.tolist() == [[2, 0], [2, 1], [3, 0], [3, 1], [3, 2]]
     assert b.actions.tolist() == [0, 1, 0, 1, 0]
