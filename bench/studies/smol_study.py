@@ -79,7 +79,7 @@ def prepare(overrides: list[str]) -> None:
     with FileLock(ROOT / "reader.lock"):
         if not (READER / "model" / "train.json").is_file():
             questions, held_out = WorkedSource("train"), WorkedSource("calibrate", 200)
-            SmolReading(SmolRecipe(), READER, questions, held_out).run(checkpoint_every=40)
+            SmolReading(SmolRecipe(), READER, questions, held_out).run()
 
 
 def heads(overrides: list[str]) -> None:

@@ -10,37 +10,24 @@ The same command resumes an interrupted run and continues to the identical loss 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
-from dataclasses import Field, asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.errors import ConfigError
 from roro_fast.models import nano_tokenizer
 from roro_fast.models.config import DecoderConfig
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.loading import save_decoder
 from roro_fast.models.nano_data import IGNORE, Batch, make_batch
+from roro_fast.models.training_run import TrainingRun, override
 from roro_fast.tasks.ledger import KINDS
 
-LOG_EVERY_STEP_UNTIL = 30
 EVAL_SEED = 1_000_003
-
-
-class HasFields(Protocol):
-    """Any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-R = TypeVar("R", bound=HasFields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +150,13 @@ def result_errors(model: Decoder, recipe: Recipe, batches: int = 8) -> dict[str,
     return {k.name: round(float(e), 4) for k, e in zip(KINDS, wrong / total, strict=True)}
 
 
-class Trainer:
-    """One training run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
+class Trainer(TrainingRun[Recipe]):
+    """One training run; at the end `model/` is a Hugging Face directory with tokenizer, log and `train.json`."""
 
-    The state is one file, so weights, optimiser and counters can never be from different steps; log lines written
-    after the restored state are dropped.
-    """
+    log_first = 30
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+        super().__init__(recipe, out)
         self.model = Decoder(decoder_config(recipe))
         initialise(self.model, recipe.seed)
         params = list(self.model.parameters())
@@ -179,15 +164,10 @@ class Trainer:
             {"params": [p for p in params if p.dim() > 1], "weight_decay": recipe.weight_decay},
             {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / "state.safetensors").is_file():
-            self._restore()
-        else:
-            (out / "train_log.jsonl").write_text("")
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        self.begin(dict(self.model.named_parameters()), optimizer)
 
-    def train_step(self) -> float:
+    def train_step(self) -> dict[str, float]:
         r = self.recipe
         batch = make_batch(r.seed, self.step, r.batch, narrow=r.coverage, noise=r.noise)
         lr = learning_rate(self.recipe, self.step)
@@ -201,93 +181,15 @@ class Trainer:
         torch.autograd.graph.increment_version(list(self.model.parameters()))  # which a fused optimiser forgets
         self.step += 1
         self.tokens += batch.ids.numel()
-        return loss.item()
+        return {"loss": round(loss.item(), 6)}
 
-    def run(self, until: int | None = None, checkpoint_every: int = 500, quiet: bool = False) -> None:
-        """Train up to step `until` (default: the recipe's last), checkpointing; the last step also writes the model."""
-        end = min(until or self.recipe.steps, self.recipe.steps)
-        started = time.process_time() - self.seconds
-        with (self.out / "train_log.jsonl").open("a") as log:
-            while self.step < end:
-                loss = self.train_step()
-                self.seconds = time.process_time() - started
-                last = self.step == self.recipe.steps
-                row: dict[str, object] = {}
-                if self.step <= LOG_EVERY_STEP_UNTIL or self.step % self.recipe.log_every == 0 or last:
-                    row = {"step": self.step, "tokens": self.tokens, "loss": round(loss, 6)}
-                if self.step % self.recipe.eval_every == 0 or last:
-                    row |= {"result_errors": result_errors(self.model, self.recipe), "cpu_s": round(self.seconds, 1)}
-                    if not quiet:
-                        print(json.dumps(row), flush=True)
-                if row:
-                    log.write(json.dumps(row) + "\n")
-                if self.step % checkpoint_every == 0 or self.step == end:
-                    log.flush()
-                    self.save()
-        if self.step == self.recipe.steps:
-            self.export()
-
-    def save(self) -> None:
-        """Weights, optimiser state and counters in one file, renamed into place."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, p in self.model.named_parameters():
-            state = self.optimizer.state[p]
-            tensors[f"weight/{name}"] = p.detach()
-            tensors |= {f"{key}/{name}": value for key, value in state.items()}
-        meta = {"recipe": asdict(self.recipe), "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        part = self.out / "state.safetensors.part"
-        save_file(tensors, part, metadata={"state": json.dumps(meta)})
-        part.replace(self.out / "state.safetensors")
-
-    def _restore(self) -> None:
-        path = self.out / "state.safetensors"
-        try:
-            with safe_open(path, "pt") as f:
-                meta = json.loads(f.metadata()["state"])
-        except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"{path}: corrupt training state ({e}); delete the directory to start again") from e
-        if meta["recipe"] != asdict(self.recipe):
-            raise CheckpointError(f"{path}: belongs to another recipe; choose another --out or delete the directory")
-        tensors = load_file(path)
-        with torch.no_grad():
-            for name, p in self.model.named_parameters():
-                p.copy_(tensors.pop(f"weight/{name}"))
-                self.optimizer.state[p] = {k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-        self.step, self.tokens, self.seconds = meta["step"], meta["tokens"], meta["seconds"]
-        log = self.out / "train_log.jsonl"
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-        part = log.with_suffix(".jsonl.part")
-        part.write_text("".join(kept))
-        part.replace(log)
+    def measure(self) -> dict[str, Any]:
+        return {"result_errors": result_errors(self.model, self.recipe)}
 
     def export(self) -> None:
-        """The finished model as a Hugging Face directory in `<out>/model`, with tokenizer, log and `train.json`."""
-        path = self.out / "model"
-        save_decoder(self.model, path)
-        nano_tokenizer.save(path)
-        (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
-        record = {
-            "recipe": asdict(self.recipe),
-            "parameters": self.model.config.num_params,
-            "tokens": self.tokens,
-            "cpu_seconds": round(self.seconds, 1),
-            "torch": torch.__version__,
-        }
-        (path / "train.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def override(recipe: R, settings: list[str]) -> R:
-    """Recipe with `key=value` settings applied; refuses unknown keys and values of the wrong type by name."""
-    known = asdict(recipe)
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key not in known:
-            raise ConfigError(f"--set {key}: unknown recipe key; choose one of {', '.join(known)}")
-        try:
-            recipe = replace(recipe, **{key: type(known[key])(value)})
-        except ValueError:
-            raise ConfigError(f"--set {key}: {value!r} is not a {type(known[key]).__name__}") from None
-    return recipe
+        save_decoder(self.model, self.out / "model")
+        nano_tokenizer.save(self.out / "model")
+        self.record(self.out / "model")
 
 
 def main() -> None:

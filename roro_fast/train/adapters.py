@@ -14,25 +14,19 @@ run until its decay has begun.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from roro_fast.errors import CheckpointError
 from roro_fast.models import smol
 from roro_fast.models.loading import load_config, load_decoder
-from roro_fast.models.train_nano import override
+from roro_fast.models.training_run import STATE, TrainingRun, override
 from roro_fast.train.adapter_data import Batch, Corpus
 from roro_fast.train.lm import IGNORE
 from roro_fast.train.lora_layers import LoraDecoder
-
-LOG, STATE = "train_log.jsonl", "state.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,34 +82,29 @@ RECIPES = {
 }
 
 
-class Trainer:
-    """One training run in one directory: `train_log.jsonl`, and as of the last checkpoint `state.safetensors` and
-    `adapter/`.
-    """
+class Trainer(TrainingRun[Recipe]):
+    """One training run; every checkpoint comes with `adapter/` in PEFT's format, with log and `train.json`."""
+
+    checkpoint_every = 50
 
     def __init__(self, recipe: Recipe, out: Path, base: Path, named: str = "smol") -> None:
         from transformers import AutoTokenizer
 
-        self.recipe, self.out, self.named = recipe, out, named
+        super().__init__(recipe, out)
+        self.named = named
         layers = recipe.layers(load_config(base).num_layers)
         decoder = load_decoder(base, torch.bfloat16, "cpu", layers=layers)
         self.model = LoraDecoder(decoder, recipe.first, recipe.rank, recipe.alpha, recipe.seed, layers)
         tokenizer = AutoTokenizer.from_pretrained(base)
         self.corpus = Corpus(tokenizer, recipe.batch, recipe.seed)
         self.held_out = Corpus(tokenizer, recipe.batch, recipe.seed, recipe.eval_batches, split="calibrate")
-        self.optimizer = torch.optim.AdamW(
-            self.model.factors(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-        )
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / STATE).is_file():
-            self._restore()
-        else:
-            if recipe.init:
-                self.model.load(Path(recipe.init))
-            (out / LOG).write_text("")
+        if recipe.init and not (out / STATE).is_file():
+            self.model.load(Path(recipe.init))
+        factors = self.model.factors()
+        optimizer = torch.optim.AdamW(factors, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        self.begin({str(i): p for i, p in enumerate(factors)}, optimizer)
 
-    def train_step(self) -> float:
+    def train_step(self) -> dict[str, float]:
         batch = self.corpus(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(self.step)
@@ -126,10 +115,10 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.tokens += batch.tokens
-        return loss.item()
+        return {"loss": round(loss.item(), 5)}
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def measure(self) -> dict[str, Any]:
         """Mean loss, and the share of solutions of which greedy decoding writes every token, on calibrate queries."""
         losses, whole = [], []
         for i in range(self.recipe.eval_batches):
@@ -137,85 +126,23 @@ class Trainer:
             loss, right = self.model.token_losses_and_hits(batch.ids, batch.targets, IGNORE)
             losses.append(loss)
             whole += [bool(r.all()) for r in right.split((batch.targets != IGNORE).sum(1).tolist())]
-        return {"held_out_loss": round(float(torch.cat(losses).mean()), 4), "whole": round(sum(whole) / len(whole), 4)}
-
-    def run(self, until: int | None = None, checkpoint_every: int = 50, quiet: bool = False) -> None:
-        """Train up to step `until` (default: the recipe's last), writing a checkpoint every so many steps."""
-        r = self.recipe
-        end = min(until or r.steps, r.steps)
-        started = time.process_time() - self.seconds
-        with (self.out / LOG).open("a") as log:
-            while self.step < end:
-                loss = self.train_step()
-                self.seconds = time.process_time() - started
-                last = self.step == r.steps
-                row: dict[str, Any] = {}
-                if self.step % r.log_every == 0 or last:
-                    row = {"step": self.step, "tokens": self.tokens, "loss": round(loss, 5)}
-                if self.step % r.eval_every == 0 or last:
-                    row |= self.evaluate() | {"cpu_s": round(self.seconds, 1), "time": round(time.time())}
-                if row:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                    if not quiet:
-                        print(json.dumps(row), flush=True)
-                if self.step % checkpoint_every == 0 or self.step == end:
-                    self.save()
-                    log.flush()
-                    self.export(self.out / "adapter")
+        mean = round(float(torch.cat(losses).mean()), 4)
+        return {"held_out_loss": mean, "whole": round(sum(whole) / len(whole), 4), "time": round(time.time())}
 
     def save(self) -> None:
-        """Factors, optimiser state and counters in one file, renamed into place."""
-        tensors: dict[str, torch.Tensor] = {}
-        for i, p in enumerate(self.model.factors()):
-            tensors[f"weight/{i}"] = p.detach()
-            tensors |= {f"{key}/{i}": value for key, value in self.optimizer.state[p].items()}
-        meta = {"recipe": asdict(self.recipe), "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        part = self.out / (STATE + ".part")
-        save_file(tensors, part, metadata={"state": json.dumps(meta)})
-        part.replace(self.out / STATE)
+        super().save()
+        self.export()
 
-    def _restore(self) -> None:
-        path = self.out / STATE
-        try:
-            with safe_open(path, "pt") as f:
-                meta = json.loads(f.metadata()["state"])
-            tensors = load_file(path)
-        except (SafetensorError, OSError, KeyError, TypeError) as e:
-            raise CheckpointError(f"{path}: corrupt training state ({e}); delete the directory to start again") from e
-        before = Recipe(**meta["recipe"])
+    def refusal(self, recipe: dict[str, Any], step: int) -> str:
+        before = Recipe(**recipe)
         constant = min(before.constant_until(), self.recipe.constant_until())
-        if before != self.recipe and (
-            replace(before, steps=self.recipe.steps) != self.recipe or meta["step"] > constant
-        ):
-            raise CheckpointError(
-                f"{path}: belongs to another recipe, or its learning rate decays already; choose another --out or "
-                "delete the directory"
-            )
-        with torch.no_grad():
-            for i, p in enumerate(self.model.factors()):
-                p.copy_(tensors[f"weight/{i}"])
-                self.optimizer.state[p] = {k: tensors[f"{k}/{i}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-        self.step, self.tokens, self.seconds = meta["step"], meta["tokens"], meta["seconds"]
-        log = self.out / LOG
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-        part = log.with_suffix(".jsonl.part")
-        part.write_text("".join(kept))
-        part.replace(log)
+        if before == self.recipe or (replace(before, steps=self.recipe.steps) == self.recipe and step <= constant):
+            return ""
+        return "belongs to another recipe, or its learning rate decays already"
 
-    def export(self, directory: Path) -> None:
-        """The adapter in PEFT's format, with its log and `train.json`."""
-        self.model.export(directory, self.named)
-        (directory / LOG).write_text((self.out / LOG).read_text())
-        record = {
-            "recipe": asdict(self.recipe),
-            "parameters": sum(p.numel() for p in self.model.factors()),
-            "steps": self.step,
-            "tokens": self.tokens,
-            "cpu_seconds": round(self.seconds, 1),
-            "torch": torch.__version__,
-        }
-        (directory / "train.json").write_text(json.dumps(record, indent=2) + "\n")
+    def export(self) -> None:
+        self.model.export(self.out / "adapter", self.named)
+        self.record(self.out / "adapter")
 
 
 def main() -> None:

@@ -1,19 +1,13 @@
-"""Training of small language models: masked cross-entropy, and exact resumable state."""
+"""Training of small language models: updates, masked cross-entropy."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from roro_fast.errors import CheckpointError
 from roro_fast.models.decoder import Decoder
 from roro_fast.profiling import mark
 
@@ -75,33 +69,6 @@ class LMTrainer:
         torch.autograd.graph.increment_version(list(self.model.parameters()))
         self.tick()
         return float(norm)
-
-    def save(self, path: Path, meta: dict[str, Any]) -> None:
-        """Weights, optimiser state and `meta` (JSON) in one safetensors file, renamed into place."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, p in self.model.named_parameters():
-            tensors[f"weight/{name}"] = p.detach()
-            tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items()}
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata={"meta": json.dumps(meta)})
-        part.replace(path)
-
-    def load(self, path: Path) -> dict[str, Any]:
-        """Restore what `save` wrote and return its `meta`."""
-        try:
-            with safe_open(path, "pt") as f:
-                meta: dict[str, Any] = json.loads(f.metadata()["meta"])
-            tensors = load_file(path)
-            with torch.no_grad():
-                for name, p in self.model.named_parameters():
-                    p.copy_(tensors[f"weight/{name}"])
-                    state = {
-                        k: tensors[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors
-                    }
-                    self.optimizer.state[p] = state
-        except (SafetensorError, OSError, KeyError, RuntimeError) as e:
-            raise CheckpointError(f"{path}: not a usable training state ({e}); delete it to start afresh") from e
-        return meta
 
 
 def rounded(value: float) -> float | None:

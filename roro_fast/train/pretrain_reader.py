@@ -9,17 +9,15 @@ The same command resumes an interrupted run and continues to the identical loss 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roro_fast.errors import CheckpointError
 from roro_fast.models import nano_tokenizer, train_nano
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.training_run import TrainingRun, override
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import KINDS
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
@@ -70,26 +68,25 @@ def nano_tokenizer_at(directory: Path) -> object:
     return AutoTokenizer.from_pretrained(directory)
 
 
-class Pretraining:
-    """One run in one directory: `train_log.jsonl`, `state.safetensors`, and at the end `model/`.
+class Pretraining(TrainingRun[Recipe]):
+    """One run; at the end `model/` is a Hugging Face directory with tokenizer, roro.json, log and `train.json`.
 
     `source` gives the queries to learn on, `held_out` (default: the same, other draws) those to measure on.
     """
 
+    log_first = 20
+    checkpoint_every = 250
+
     def __init__(self, recipe: Recipe, out: Path, source: Source = LEDGER, held_out: Source | None = None) -> None:
-        self.recipe, self.out, self.source, self.held_out = recipe, out, source, held_out or source
-        out.mkdir(parents=True, exist_ok=True)
+        super().__init__(recipe, out)
+        self.source, self.held_out = source, held_out or source
         self.tokenizer, self.model, self.pad = self.start()
         self.encoder = PromptEncoder(self.tokenizer, LABELS)
         self.verdicts = torch.tensor(verdict_ids(self.tokenizer))
         self.trainer = LMTrainer(
             self.model, recipe.lr, weight_decay=recipe.weight_decay, frozen=recipe.frozen, bf16=recipe.bf16
         )
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
-        if (out / "state.safetensors").is_file():
-            self._restore()
-        else:
-            (out / "train_log.jsonl").write_text("")
+        self.begin(dict(self.model.named_parameters()), self.trainer.optimizer)
 
     def start(self) -> tuple[Any, Decoder, int]:
         """(tokenizer, model, id to pad with) to begin from: nothing learned yet."""
@@ -130,60 +127,16 @@ class Pretraining:
         per_kind = {k: round(float(h / t), 4) for k, h, t in zip(KINDS, hit, total, strict=True) if t}
         return {"all": round(float(hit.sum() / total.sum()), 4), **per_kind}
 
-    def run(self, until: int | None = None, checkpoint_every: int = 250, quiet: bool = False) -> None:
-        """Train up to step `until` (default: the recipe's last); the last step also writes the model."""
-        r = self.recipe
-        end = min(until or r.steps, r.steps)
-        started = time.process_time() - self.seconds
-        with (self.out / "train_log.jsonl").open("a") as log, self.trainer:
-            while self.step < end:
-                losses = self.train_step()
-                self.seconds = time.process_time() - started
-                row: dict[str, object] = {}
-                if self.step <= 20 or self.step % r.log_every == 0 or self.step == r.steps:
-                    row = {"step": self.step, "tokens": self.tokens, **losses}
-                if self.step % r.eval_every == 0 or self.step == r.steps:
-                    row |= {"verdict_accuracy": self.accuracy(), "cpu_s": round(self.seconds, 1)}
-                    if not quiet:
-                        print(json.dumps(row), flush=True)
-                if row:
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                if self.step % checkpoint_every == 0 or self.step == end:
-                    log.flush()
-                    self._save()
-        if self.step == r.steps:
-            self.export()
+    def measure(self) -> dict[str, Any]:
+        return {"verdict_accuracy": self.accuracy()}
 
-    def _save(self) -> None:
-        meta = {"recipe": asdict(self.recipe), "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        self.trainer.save(self.out / "state.safetensors", meta)
-
-    def _restore(self) -> None:
-        path = self.out / "state.safetensors"
-        meta = self.trainer.load(path)
-        if meta["recipe"] != asdict(self.recipe):
-            raise CheckpointError(f"{path}: belongs to another recipe; choose another --out or delete the directory")
-        self.step, self.tokens, self.seconds = meta["step"], meta["tokens"], meta["seconds"]
-        log = self.out / "train_log.jsonl"
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-        part = log.with_name(log.name + ".part")
-        part.write_text("".join(kept))
-        part.replace(log)
+    def run(self, until: int | None = None, quiet: bool = False) -> None:
+        with self.trainer:
+            super().run(until, quiet)
 
     def export(self) -> None:
-        """`<out>/model`: a Hugging Face directory with tokenizer, roro.json, `train.json` and the log."""
-        path = self.out / "model"
-        checkpoint.save(path, self.model, self.tokenizer, {"role": "reader", "labels": LABELS})
-        (path / "train_log.jsonl").write_text((self.out / "train_log.jsonl").read_text())
-        record = {
-            "recipe": asdict(self.recipe),
-            "parameters": self.model.config.num_params,
-            "tokens": self.tokens,
-            "cpu_seconds": round(self.seconds, 1),
-            "torch": torch.__version__,
-        }
-        (path / "train.json").write_text(json.dumps(record, indent=2) + "\n")
+        checkpoint.save(self.out / "model", self.model, self.tokenizer, {"role": "reader", "labels": LABELS})
+        self.record(self.out / "model")
 
 
 def main() -> None:
@@ -192,7 +145,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    run = Pretraining(train_nano.override(Recipe(), args.set), args.out)
+    run = Pretraining(override(Recipe(), args.set), args.out)
     run.run()
     print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from roro_fast.models import smol, train_nano
+from roro_fast.models import smol
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.training_run import override
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import Claim
 from roro_fast.rubric.render import View
@@ -100,6 +101,8 @@ def facts(claim: Claim, view: View) -> list[tuple[str, int]]:
 class SmolReading(Pretraining):
     """One run that begins with the pretrained model."""
 
+    checkpoint_every = 40
+
     def start(self) -> tuple[Any, Decoder, int]:
         model, tokenizer, _ = checkpoint.load(smol.ensure(), "reader")
         return tokenizer, model, int(tokenizer.eos_token_id)
@@ -139,9 +142,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = train_nano.override(SmolRecipe(), args.set)
+    recipe = override(SmolRecipe(), args.set)
     run = SmolReading(recipe, args.out, WorkedSource("train"), WorkedSource("calibrate", 200))
-    run.run(checkpoint_every=40)
+    run.run()
     print(f"{run.step} steps, {run.tokens} tokens, {run.seconds:.0f} CPU seconds -> {args.out / 'model'}")
 
 

@@ -1,4 +1,4 @@
-"""LM training: losses against direct formulas, exact resume."""
+"""LM training: losses against direct formulas, what an update reaches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from roro_fast.engine.packing import pack
-from roro_fast.errors import CheckpointError
 from roro_fast.models.inference import infer
 from roro_fast.models.loading import load_decoder
 from roro_fast.train.lm import (
@@ -77,31 +76,6 @@ def test_reference_does_not_follow(model):
         trainer.step(sft_loss(model, ids, targets))
     torch.testing.assert_close(token_logprobs(ref, ids, targets), before, rtol=0, atol=0)
     assert not torch.equal(token_logprobs(model, ids, targets), before)
-
-
-def test_resuming_continues_bit_for_bit(model, tmp_path):
-    ids, targets = batch()
-    path = tmp_path / "state.safetensors"
-    with LMTrainer(model, 1e-2, weight_decay=0.1) as trainer:
-        trainer.step(sft_loss(model, ids, targets))
-        trainer.save(path, {"step": 1})
-        for _ in range(3):
-            trainer.step(sft_loss(model, ids, targets))
-    want = token_logprobs(model, ids, targets)
-    again = load_decoder(save_tiny(tmp_path / "other", hidden=16, seed=9))
-    with LMTrainer(again, 1e-2, weight_decay=0.1) as trainer:
-        assert trainer.load(path) == {"step": 1}
-        for _ in range(3):
-            trainer.step(sft_loss(again, ids, targets))
-    assert torch.equal(token_logprobs(again, ids, targets), want)
-    assert [p.name for p in tmp_path.glob("*.part")] == []
-
-
-def test_a_broken_state_is_named(model, tmp_path):
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match="not a usable training state"):
-        LMTrainer(model, 1e-2).load(path)
 
 
 def test_frozen_layers_stay_and_bf16_steps_resemble_float32_ones(model, tmp_path):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from roro_fast.errors import CheckpointError, ConfigError
-from roro_fast.models import train_nano
 from roro_fast.models.loading import assign, read_tensors
+from roro_fast.models.training_run import override
 from roro_fast.rubric.grammar import NUMBERED
 from roro_fast.rubric.judge import Judge
 from roro_fast.rubric.rubricor import Rubricor
@@ -75,9 +75,9 @@ def test_another_recipe_is_not_resumed(tmp_path):
 
 
 def test_recipe_keys_are_checked():
-    assert train_nano.override(Recipe(), ["read=3"]).read == 3
+    assert override(Recipe(), ["read=3"]).read == 3
     with pytest.raises(ConfigError, match="reed"):
-        train_nano.override(Recipe(), ["reed=3"])
+        override(Recipe(), ["reed=3"])
 
 
 def test_the_loss_falls(tmp_path):
