@@ -1,6 +1,7 @@
 # demo and test each work from a fresh clone: they set up $(VENV) when it is missing.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
@@ -11,8 +12,8 @@ DEV := $(VENV)/.ready-dev
 demo: $(READY)  ## the whole loop on this machine, ending in a report
 	$(BIN)/roro quickstart
 
-test: $(DEV)  ## all tests
-	$(BIN)/python -m pytest
+test: $(DEV)  ## all tests, in $(WORKERS) processes; WORKERS=0: in one
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV)
 	$(BIN)/ruff check .
