@@ -175,20 +175,6 @@ def _cap(pairs: list[Pair], limit: int, rng: random.Random) -> list[Pair]:
     return out
 
 
-def balance(pairs: Sequence[Pair], share: float = 0.5, seed: int = 0) -> list[Pair]:
-    """Drops pairs of the commonest rule until it makes up at most `share` of the rest's sum; order is kept."""
-    counts = Counter(p.rule for p in pairs)
-    if len(counts) < 2:
-        return list(pairs)
-    rule, top = max(counts.items(), key=lambda kv: (kv[1], kv[0]))
-    allowed = int(share / (1 - share) * (len(pairs) - top))
-    if top <= allowed:
-        return list(pairs)
-    mine = [i for i, p in enumerate(pairs) if p.rule == rule]
-    kept = set(random.Random(f"balance/{seed}").sample(mine, allowed))
-    return [p for i, p in enumerate(pairs) if p.rule != rule or i in kept]
-
-
 def to_row(pair: Pair) -> dict[str, Any]:
     """A flat JSON/Parquet row; `from_row` inverts it."""
     row: dict[str, Any] = {k: getattr(pair, k) for k in ("query_id", "prompt", "rule", "margin", "split")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,6 @@ class RouterTrainer:
     limits: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     step: int = 0
-    on_trajectories: Callable[[list[Trajectory]], None] | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.lr)
@@ -115,10 +114,7 @@ class RouterTrainer:
             self.engine.kv.clear_prefixes(model)
         found = {(t.query_id, t.sample): t for t in self.engine.rollout(requests, self.policy)}
         keys = [(r.query.id, r.sample) for r in requests if r.query is not None]
-        out = [verify(found[k], self._by_id[k[0]], self.task) for k in keys]
-        if self.on_trajectories is not None:
-            self.on_trajectories(out)
-        return out
+        return [verify(found[k], self._by_id[k[0]], self.task) for k in keys]
 
     def _requests(self) -> list[Request]:
         """This step's queries (shuffled epochs, disjoint within one) times the group."""

@@ -9,7 +9,7 @@ import pytest
 
 from roro_fast.config import PairsConfig
 from roro_fast.errors import DataError
-from roro_fast.rubric.pairs import Candidate, balance, build_pairs, compare, from_row, split_of, to_row
+from roro_fast.rubric.pairs import Candidate, build_pairs, compare, from_row, split_of, to_row
 from roro_fast.rubric.render import View
 from tests.rubric.samples import POOL, queries, routed, trajectory
 
@@ -134,14 +134,6 @@ def test_the_gold_answer_never_matters(rolled):
 def test_splits_hold_out_about_the_share_asked_for():
     ids = [f"q{i}" for i in range(2000)]
     assert sum(split_of(i, 0.2) == "heldout" for i in ids) == pytest.approx(400, abs=60)
-
-
-def test_balance_trims_the_commonest_rule_only(rolled):
-    pairs, _ = build_pairs(*rolled, POOL, PairsConfig(max_per_query=64))
-    before, after = Counter(p.rule for p in pairs), Counter(p.rule for p in balance(pairs, 0.5))
-    top = before.most_common(1)[0][0]
-    assert after[top] <= sum(n for r, n in after.items() if r != top)
-    assert all(after[r] == before[r] for r in before if r != top)
 
 
 def test_rows_round_trip(rolled):
