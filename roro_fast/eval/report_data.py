@@ -38,7 +38,6 @@ class JudgeRound:
     n_pairs: int
     arm: str = "roro"
     seed: int = 0
-    train_accuracy: float = math.nan
     valid_rubrics: float = math.nan
 
 

@@ -181,7 +181,7 @@ def report_data() -> ReportData:
             }
             curves += [Curve(arm, seed, m, [float(s) for s in steps], v.tolist()) for m, v in series.items()]
     judge = [
-        JudgeRound(r, 0.62 + 0.07 * r - 0.01 * s, 240, seed=s, train_accuracy=0.7 + 0.07 * r)
+        JudgeRound(r, 0.62 + 0.07 * r - 0.01 * s, 240, seed=s)
         for s in range(3)
         for r in range(4)
     ]
