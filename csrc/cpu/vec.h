@@ -121,15 +121,6 @@ RORO_INLINE float sum(vf v) {
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-// out[0..3] = sums of a, b, c, d, each as `sum` gives it.
-RORO_INLINE void sum4(vf a, vf b, vf c, vf d, float* out) {
-  const quad p = fold(a), q = fold(b), r = fold(c), s = fold(d);
-  const quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
-  const quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
-  const quad all = __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
-  __builtin_memcpy(out, &all, sizeof all);
-}
-
 RORO_INLINE float largest(vf v) {
 #if RORO_WIDTH == 16
   const octet a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
