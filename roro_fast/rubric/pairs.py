@@ -46,8 +46,9 @@ class Pair:
 
 @dataclass(slots=True)
 class PairStatistics:
-    """What became of the queries: `agreed` had one outcome in all arms and gave no pairs; `no_small` lack an all-small
-    trajectory, so the process rule could not serve them; `rules` counts the pairs kept, `ties` the undecided ones."""
+    """What became of the queries: `agreed_*` had one outcome in all arms and gave no pairs; `no_small` lack an
+    all-small trajectory, so the process rule could not serve them; `rules` counts the pairs kept, `ties` the undecided
+    ones."""
 
     queries: int = 0
     agreed_correct: int = 0
