@@ -118,8 +118,8 @@ def _warm_up(
     prompts = {**others, **{p.query_id: p.prompt for p in train}}
     return {
         "seed_rubrics": len(seeds),
-        "rubricor_sft_loss": rounded(trainers.warm_up_rubricor(rubricor, prompts, seeds, config, seed, tick)),
-        "judge_sft_loss": rounded(trainers.warm_up_judge(judge, train, seeds, config, seed, tick)),
+        "rubricor_sft_loss": rounded(trainers.warm_up_rubricor(rubricor, prompts, seeds, config, seed=seed, tick=tick)),
+        "judge_sft_loss": rounded(trainers.warm_up_judge(judge, train, seeds, config, seed=seed, tick=tick)),
     }
 
 

@@ -63,6 +63,7 @@ def warm_up(
     pairs: Sequence[Pair],
     seeds: Mapping[str, Rubric],
     config: RubricConfig,
+    *,
     seed: int,
     tick: Tick = idle,
 ) -> float:

@@ -36,6 +36,7 @@ def warm_up(
     prompts: Mapping[str, str],
     seeds: Mapping[str, Rubric],
     config: RubricConfig,
+    *,
     seed: int,
     tick: Tick = idle,
 ) -> float:

@@ -26,6 +26,7 @@ class Trainers(Protocol):
         pairs: Sequence[Pair],
         seeds: Mapping[str, Rubric],
         config: RubricConfig,
+        *,
         seed: int,
         tick: Tick = idle,
     ) -> float: ...
@@ -36,6 +37,7 @@ class Trainers(Protocol):
         prompts: Mapping[str, str],
         seeds: Mapping[str, Rubric],
         config: RubricConfig,
+        *,
         seed: int,
         tick: Tick = idle,
     ) -> float: ...

@@ -52,8 +52,8 @@ def test_temperature_sharpens_and_flattens():
 
 
 def test_warm_up_learns_to_tell_true_from_false(judge, pairs, seeds):
-    first = warm_up(judge, pairs, seeds, RubricConfig(sft_steps=1, batch_size=8), 0)
-    last = warm_up(judge, pairs, seeds, RubricConfig(sft_steps=40, batch_size=8, sft_lr=5e-3), 0)
+    first = warm_up(judge, pairs, seeds, RubricConfig(sft_steps=1, batch_size=8), seed=0)
+    last = warm_up(judge, pairs, seeds, RubricConfig(sft_steps=40, batch_size=8, sft_lr=5e-3), seed=0)
     assert last < first and last < 0.75
 
 

@@ -104,7 +104,7 @@ def schooled(setup, tmp_path_factory):
         menu.append(Rubric(tuple(criterion(c, "Principle", POOL.labels) for c in (read(sentence), *tail))))
     for i in range(40):
         seeds = {q: menu[(i + j) % 2] for j, q in enumerate(sorted(prompts))}
-        loss = warm_up(r, prompts, seeds, RubricConfig(sft_steps=4, sft_lr=4e-3, batch_size=4), i)
+        loss = warm_up(r, prompts, seeds, RubricConfig(sft_steps=4, sft_lr=4e-3, batch_size=4), seed=i)
     assert loss < 0.6
     return r
 
@@ -140,5 +140,5 @@ def test_seeds_are_what_the_warm_up_teaches(setup, tmp_path):
     r = Rubricor.load(save_tiny(tmp_path, hidden=48, layers=2))
     seeds = seed_rubrics(setup.pairs, POOL.labels)
     prompts = {p.query_id: p.prompt for p in setup.pairs}
-    first = warm_up(r, prompts, seeds, RubricConfig(sft_steps=1), 0)
-    assert warm_up(r, prompts, seeds, RubricConfig(sft_steps=60, batch_size=4, sft_lr=5e-3), 0) < 0.5 * first
+    first = warm_up(r, prompts, seeds, RubricConfig(sft_steps=1), seed=0)
+    assert warm_up(r, prompts, seeds, RubricConfig(sft_steps=60, batch_size=4, sft_lr=5e-3), seed=0) < 0.5 * first

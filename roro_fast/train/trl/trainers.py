@@ -49,6 +49,7 @@ class TrlTrainers:
         pairs: Sequence[Pair],
         seeds: Mapping[str, Rubric],
         config: RubricConfig,
+        *,
         seed: int,
         tick: Tick = idle,
     ) -> float:
@@ -62,6 +63,7 @@ class TrlTrainers:
         prompts: Mapping[str, str],
         seeds: Mapping[str, Rubric],
         config: RubricConfig,
+        *,
         seed: int,
         tick: Tick = idle,
     ) -> float:

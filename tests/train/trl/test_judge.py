@@ -59,9 +59,9 @@ def test_training_follows_the_preference(pairs, seeds, tmp_path, better):
 
 def test_the_warm_up_teaches_the_truth_of_sentences(pairs, seeds, tmp_path):
     judge = fresh(tmp_path)
-    first = TrlTrainers(EXACT).warm_up_judge(judge, pairs, seeds, RubricConfig(sft_steps=1, batch_size=8), 0)
+    first = TrlTrainers(EXACT).warm_up_judge(judge, pairs, seeds, RubricConfig(sft_steps=1, batch_size=8), seed=0)
     config = RubricConfig(sft_steps=40, batch_size=8, sft_lr=5e-3)
-    assert TrlTrainers(EXACT).warm_up_judge(judge, pairs, seeds, config, 1) < min(0.75, 0.5 * first)
+    assert TrlTrainers(EXACT).warm_up_judge(judge, pairs, seeds, config, seed=1) < min(0.75, 0.5 * first)
 
 
 class Cut(Exception):

@@ -42,7 +42,7 @@ def schooled(tmp_path_factory, pairs):
     r = Rubricor.load(resolve_model("nano/reader"))
     seeds = seed_rubrics(pairs, POOL.labels, most=3)
     config = RubricConfig(sft_steps=12, sft_lr=1e-3, batch_size=8)
-    loss = TrlTrainers(EXACT).warm_up_rubricor(r, {p.query_id: p.prompt for p in pairs}, seeds, config, 0)
+    loss = TrlTrainers(EXACT).warm_up_rubricor(r, {p.query_id: p.prompt for p in pairs}, seeds, config, seed=0)
     assert loss < 1.0
     path = tmp_path_factory.mktemp("schooled")
     r.save(path)
