@@ -22,6 +22,7 @@ from roro_fast.errors import ConfigError
 from roro_fast.models import nano_tokenizer
 from roro_fast.models.config import DecoderConfig
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.lm_trainer import LMTrainer
 from roro_fast.models.loading import save_decoder
 from roro_fast.models.nano_data import IGNORE, Batch, make_batch
 from roro_fast.models.training_run import TrainingRun, override
@@ -159,32 +160,24 @@ class Trainer(TrainingRun[Recipe]):
         super().__init__(recipe, out)
         self.model = Decoder(decoder_config(recipe))
         initialise(self.model, recipe.seed)
-        params = list(self.model.parameters())
-        groups = [
-            {"params": [p for p in params if p.dim() > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-        self.begin(dict(self.model.named_parameters()), optimizer)
+        self.trainer = LMTrainer(self.model, recipe.lr, weight_decay=recipe.weight_decay)
+        self.begin(dict(self.model.named_parameters()), self.trainer.optimizer)
 
     def train_step(self) -> dict[str, float]:
         r = self.recipe
         batch = make_batch(r.seed, self.step, r.batch, narrow=r.coverage, noise=r.noise)
-        lr = learning_rate(self.recipe, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         loss = batch_loss(self.model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        torch.autograd.graph.increment_version(list(self.model.parameters()))  # which a fused optimiser forgets
+        self.trainer.step(loss, learning_rate(r, self.step))
         self.step += 1
         self.tokens += batch.ids.numel()
         return {"loss": round(loss.item(), 6)}
 
     def measure(self) -> dict[str, Any]:
         return {"result_errors": result_errors(self.model, self.recipe)}
+
+    def run(self, until: int | None = None, quiet: bool = False) -> None:
+        with self.trainer:
+            super().run(until, quiet)
 
     def export(self) -> None:
         save_decoder(self.model, self.out / "model")

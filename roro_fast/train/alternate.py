@@ -12,6 +12,7 @@ from typing import Any
 
 from roro_fast.config import PAIR_RULES, RubricConfig
 from roro_fast.errors import DataError
+from roro_fast.models.lm_trainer import Tick, idle
 from roro_fast.models.loading import assign, read_tensors
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge, JudgeInput
@@ -19,7 +20,7 @@ from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.rubric.seeds import group_by_query, seed_rubrics
 from roro_fast.train.judge_training import truths
-from roro_fast.train.lm import Tick, idle, rounded
+from roro_fast.train.lm import rounded
 from roro_fast.train.trainers import NATIVE, Trainers
 
 STATE = "alternation.json"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from roro_fast.config import RubricConfig
+from roro_fast.models.lm_trainer import LMTrainer, Tick, idle
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.grammar import read, truth, verbs_of
 from roro_fast.rubric.judge import Judge, JudgeInput
@@ -20,7 +21,7 @@ from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.prompts import JudgePrompt
 from roro_fast.rubric.seeds import group_by_query
 from roro_fast.train.grpo import group_advantages, grpo_loss
-from roro_fast.train.lm import LMTrainer, Tick, idle, reference_of, rounded
+from roro_fast.train.lm import reference_of, rounded
 from roro_fast.train.reader_data import sample_rubric
 
 T = TypeVar("T")

@@ -17,11 +17,12 @@ import torch
 
 from roro_fast.models import nano_tokenizer, train_nano
 from roro_fast.models.decoder import Decoder
+from roro_fast.models.lm_trainer import LMTrainer
 from roro_fast.models.training_run import TrainingRun, override
 from roro_fast.rubric import checkpoint
 from roro_fast.rubric.grammar import KINDS
 from roro_fast.rubric.prompts import PromptEncoder, verdict_ids
-from roro_fast.train.lm import LMTrainer, cross_entropy, sft_loss
+from roro_fast.train.lm import cross_entropy, sft_loss
 from roro_fast.train.reader_data import (
     CLAIMS_PER_TRAJECTORY,
     LABELS,

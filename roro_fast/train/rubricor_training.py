@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from roro_fast.config import RubricConfig
+from roro_fast.models.lm_trainer import LMTrainer, Tick, idle
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge, JudgeInput
 from roro_fast.rubric.pairs import Pair
@@ -18,10 +19,7 @@ from roro_fast.rubric.seeds import group_by_query
 from roro_fast.train.grpo import group_advantages, grpo_loss
 from roro_fast.train.judge_training import PAIRS_PER_QUERY, cycle
 from roro_fast.train.lm import (
-    LMTrainer,
-    Tick,
     completion_batch,
-    idle,
     reference_of,
     rounded,
     sft_loss,

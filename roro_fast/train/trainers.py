@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from roro_fast.config import RubricConfig
+from roro_fast.models.lm_trainer import Tick, idle
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.train import judge_training, rubricor_training
 from roro_fast.train.judge_training import JudgePhase
-from roro_fast.train.lm import Tick, idle
 from roro_fast.train.rubricor_training import RubricorPhase
 
 

@@ -83,8 +83,9 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     Trainer(TINY, tmp_path / "whole").run(quiet=True)
     broken = Trainer(TINY, tmp_path / "broken")
     broken.run(until=5, quiet=True)
-    for _ in range(3):  # steps after the last checkpoint, lost with the process
-        broken.train_step()
+    with broken.trainer:
+        for _ in range(3):  # steps after the last checkpoint, lost with the process
+            broken.train_step()
     with (tmp_path / "broken" / "train_log.jsonl").open("a") as log:
         log.write('{"step": 6, "tokens": 0, "loss": 99.0}\n')
     resumed = Trainer(TINY, tmp_path / "broken")

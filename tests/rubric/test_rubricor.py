@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from roro_fast.models.lm_trainer import LMTrainer
 from roro_fast.rubric.format import InvalidRubric, Rubric
 from roro_fast.rubric.rubricor import Rubricor
-from roro_fast.train.lm import LMTrainer, completion_batch, sft_loss
+from roro_fast.train.lm import completion_batch, sft_loss
 from tests.rubric.samples import queries
 from tests.tiny import save_tiny
 

@@ -7,10 +7,10 @@ import torch
 
 from roro_fast.engine.packing import pack
 from roro_fast.models.inference import infer
+from roro_fast.models.lm_trainer import LMTrainer
 from roro_fast.models.loading import load_decoder
 from roro_fast.train.lm import (
     IGNORE,
-    LMTrainer,
     completion_batch,
     reference_of,
     sft_loss,

@@ -12,7 +12,7 @@ from typing import Any
 
 from roro_fast.config_trl import TrlConfig
 from roro_fast.models.decoder import Decoder
-from roro_fast.train.lm import Tick
+from roro_fast.models.lm_trainer import Tick
 from roro_fast.train.trl.actor import load_actor, sync
 
 START = "start"  # the weights a phase began with: also the reference of its KL term

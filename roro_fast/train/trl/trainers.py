@@ -10,12 +10,12 @@ from pathlib import Path
 from roro_fast.config import RubricConfig
 from roro_fast.config_trl import TrlConfig
 from roro_fast.errors import ConfigError
+from roro_fast.models.lm_trainer import Tick, idle
 from roro_fast.rubric.format import Rubric
 from roro_fast.rubric.judge import Judge
 from roro_fast.rubric.pairs import Pair
 from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.train.judge_training import JudgePhase
-from roro_fast.train.lm import Tick, idle
 from roro_fast.train.rubricor_training import RubricorPhase
 from roro_fast.train.trl.fit import Job
 
