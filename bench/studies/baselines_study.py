@@ -1,6 +1,6 @@
 """The published baselines on the nano pair: one engine, one cost accounting, several seeds, one test split.
 
-    python -m bench.studies.baselines_study                # 3 seeds, bench/results/baselines_nano.json; resumable
+    python -m bench.studies.baselines_study                # 10 seeds, bench/results/baselines_nano.json; resumable
     python -m bench.studies.baselines_study --arms r2r rsd --seeds 0 --queries 40 --out /tmp/some.json
 
 A seed draws the train queries that a baseline is fitted on, the calibrate queries that set its thresholds, and the
@@ -90,7 +90,7 @@ def summary(study: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="*", default=list(BASELINE_ARMS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(10)))
     parser.add_argument("--queries", type=int, default=150, help="of the test split")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -1,8 +1,8 @@
 """The nano study: every baseline, outcome-only GRPO, RoRo and its controls, several seeds, one test split.
 
-    python -m bench.studies.nano_study run --seeds 0 1 2 3 4   # resumable; split the seeds over processes to go faster
-    python -m bench.studies.nano_study collate                 # bench/results/nano_study.json and the README table
-    python -m bench.studies.nano_study quickstart              # bench/results/nano_quickstart.json from runs/nano
+    python -m bench.studies.nano_study run        # ten seeds, resumable; --seeds splits them over processes
+    python -m bench.studies.nano_study collate    # bench/results/nano_study.json and the README table
+    python -m bench.studies.nano_study quickstart # bench/results/nano_quickstart.json from runs/nano
 
 Each seed is a run directory of the `nano_study` preset: its own collection, pairs, alternation and routers. Thresholds
 and budgets are fitted on the calibrate split; nothing is chosen on the test split.
@@ -114,7 +114,7 @@ def collate(resamples: int) -> None:
         log = folder.parent / "stages" / "rubric.json"
         histories[folder.parent.name] = json.loads(log.read_text())["summary"].get("history", [])
     meta = {
-        "command": "python -m bench.studies.nano_study run --seeds 0 1 2 3 4; ... collate",
+        "command": "python -m bench.studies.nano_study run; ... collate",
         "config": dataclasses.asdict(config_of(0, [])),
         "versions": provenance(),
         "judge": histories,
@@ -142,7 +142,7 @@ def quickstart(run: RunDirectory, resamples: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "collate", "quickstart"))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(range(10)))
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     args = parser.parse_args()
