@@ -180,11 +180,7 @@ def report_data() -> ReportData:
                 "kl": 0.01 * rise + np.abs(noise(0.002)),
             }
             curves += [Curve(arm, seed, m, [float(s) for s in steps], v.tolist()) for m, v in series.items()]
-    judge = [
-        JudgeRound(r, 0.62 + 0.07 * r - 0.01 * s, 240, seed=s)
-        for s in range(3)
-        for r in range(4)
-    ]
+    judge = [JudgeRound(r, 0.62 + 0.07 * r - 0.01 * s, 240, seed=s) for s in range(3) for r in range(4)]
     return ReportData(
         title="nano on ledger",
         created="2026-01-01 12:00 UTC",
