@@ -78,7 +78,7 @@ if [ -z "$dry" ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.i
 fi
 # Timeouts of single tests allow for Triton's first compilation of each configuration.
 pytest=("$python" -m pytest -q -p no:cacheprovider --timeout 120 --maxfail 25)
-"$python" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && pytest+=(-n 8)
+"$python" -c 'import xdist' 2>/dev/null && [ -z "$dry" ] && pytest+=(-n 8 --dist loadfile)
 
 stage environment 30 "" bash -c environment
 stage build 100 "" "$python" -m roro_fast.ops.build_cuda ${dry:+"$out/_cuda.so"}
