@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,19 @@ def run_transfer(seed: Seed) -> None:
                 baselines(at, run.path / folder)
 
 
-def histories() -> dict[str, dict[str, list[dict[str, Any]]]]:
+def whole_seeds() -> list[int]:
+    """Seeds of which every variant is measured, and the transfer, which comes before them."""
+    names = (BASE, *VARIANTS)
+    return [s for s in range(100) if all((ROOT / f"{n}-{s}" / POINTS / f"{n}.safetensors").is_file() for n in names)]
+
+
+def histories(seeds: Sequence[int]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By variant and seed, the phases of the alternation; of variants that have one of their own."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for log in sorted(ROOT.glob("*/stages/rubric.json")):
         name, _, number = log.parents[1].name.rpartition("-")
+        if int(number) not in seeds:
+            continue
         if name == BASE or name in VARIANTS and VARIANTS[name].first_changed != "router":
             found.setdefault(name, {})[number] = json.loads(log.read_text())["summary"]["history"]
     return found
@@ -180,14 +189,16 @@ def collate(resamples: int) -> None:
         "transfer_nano_trained": (TRAINED, [OUTCOME_ONLY], f"ledger:{KINDS_TRAINED}"),
         "transfer_nano_others": (OTHERS, [OUTCOME_ONLY], f"ledger:{KINDS_TESTED}"),
     }
+    seeds = whole_seeds()
     for name, (folder, references, task) in studies.items():
-        found = points.gather(sorted(ROOT.glob(f"*/{folder}/*.safetensors")), BASELINES)
+        paths = [p for s in seeds for p in sorted(ROOT.glob(f"*-{s}/{folder}/*.safetensors"))]
+        found = points.gather(paths, BASELINES)
         meta = {
             "command": "python -m bench.studies.ablation_study run; ... collate",
             "config": dataclasses.asdict(Seed(0).config(BASE)),
             "variants": {k: list(v.overrides) for k, v in VARIANTS.items()},
             "versions": provenance(),
-            "judge": histories() if folder == POINTS else {},
+            "judge": histories(seeds) if folder == POINTS else {},
             "trained_on": KINDS_TRAINED if folder != POINTS else "all",
         }
         study = build_study(found, meta=meta, task=task, references=references, resamples=resamples)

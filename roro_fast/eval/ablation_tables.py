@@ -57,9 +57,10 @@ def _ordered(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def _asked(study: Mapping[str, Any]) -> str:
     meta = study["meta"]
     n = len(meta["seeds"])
+    over = "queries and seeds" if n > 1 else "queries: how much one training differs from the next is not in them"
     return (
         f"{meta['task']}, test split, {meta['n_queries']} queries, {n} seed{'s' * (n != 1)}; in brackets "
-        f"{100 * meta['level']:.0f} % bootstrap intervals over queries and seeds."
+        f"{100 * meta['level']:.0f} % bootstrap intervals over {over}."
     )
 
 

@@ -30,7 +30,9 @@ def test_variants_against_roro_early_and_at_the_end() -> None:
     assert lines[2].endswith("| 0.900 [0.890, 0.910] | – | 75.0 % |"), "the last phase of each seed"
     assert "−0.100 [−0.110, −0.090] | 0.895 [0.885, 0.905] | −0.005 [−0.015, +0.005] | – |" in lines[4]
     assert lines[-1].endswith("no difference to RoRo is established for: one round of alternation.")
-    assert "2 seeds" in lines[-1] and "after 5 steps" in lines[0]
+    assert "2 seeds" in lines[-1] and "over queries and seeds." in lines[-1] and "after 5 steps" in lines[0]
+    alone = ablations(study(areas, judge={}, seeds=[0]))
+    assert "1 seed;" in alone and "over queries: how much one training differs from the next is not in them." in alone
 
 
 def test_every_variant_of_the_study_has_a_name() -> None:
