@@ -1,7 +1,7 @@
 """Ablations of RoRo on the nano pair, and transfer between kinds of step: several seeds, one test split each.
 
     python -m bench.studies.ablation_study run --seeds 0 1 2   # resumable; split the seeds over processes to go faster
-    python -m bench.studies.ablation_study collate             # bench/results/ablations_nano.json, transfer_nano.json
+    python -m bench.studies.ablation_study collate             # bench/results/{ablations,transfer}_nano*.json
 
 Each seed is a run of the `nano_study` preset, which begins where that study's run of the same seed has already come to;
 a variant keeps what its change does not touch (collection, pairs, Judge). Routers are measured after 5 and after all
