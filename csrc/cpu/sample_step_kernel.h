@@ -1,6 +1,7 @@
 // The read over one row, compiled per instruction set; see foreach_isa.h.
 
 // 2^x for -126 <= x <= 0, to 2e-7 of it (a fit of degree 5 between -1/2 and 1/2, least in relative error).
+// `exp2` clamps once more and has one term more, which takes a draw of 32 rows an eighth longer.
 RORO_INLINE vf exp2_of_negative(vf x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
   const vf shifted = x + kMagic, f = x - (shifted - kMagic);
