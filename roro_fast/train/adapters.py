@@ -1,10 +1,13 @@
-"""Train the LoRA adapters of the smol pair on worked reasoning-gym solutions (`train.adapter_data`).
+"""Train the LoRA adapters of the smol pairs on worked reasoning-gym solutions (`train.adapter_data`).
 
     python -m roro_fast.train.adapters large --out runs/smol-large
     python -m roro_fast.train.adapters middle --out runs/smol-middle
     python -m roro_fast.train.adapters small --out runs/smol-small
+    python -m roro_fast.train.adapters gsm_large --out runs/smol-gsm-large
+    python -m roro_fast.train.adapters gsm_small --out runs/smol-gsm-small
 
-Middle is large without ten of its layers and starts from its factors; small is made of middle in the same way.
+Middle is large without ten of its layers and starts from its factors; small is made of middle in the same way. The
+gsm pair goes on from the packaged pair, with word problems in the style of GSM8K.
 The same command resumes an interrupted run and continues to the identical loss curve: data are a function of
 (seed, step), and factors and optimiser state are checkpointed together. The learning rate is constant until its linear
 decay to zero over the last part of `steps` (Hu et al., arXiv 2404.06395), so `--set steps=N` may shorten or lengthen a
@@ -27,6 +30,7 @@ from roro_fast.models.training_run import STATE, TrainingRun, override
 from roro_fast.train.adapter_data import Batch, Corpus
 from roro_fast.train.lm import IGNORE
 from roro_fast.train.lora_layers import LoraDecoder
+from roro_fast.train.setup import resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Recipe:
     """Adapter and schedule of one model: the base's `first` layers, not adapted, and of the others those in `upper`.
 
     `upper` lists numbers ("20 29"; empty: all), `init` is an adapter of the same rank to start from (empty: none).
-    `batch` counts problems, `decay` is the last share of `steps`.
+    `batch` counts problems, `decay` is the last share of `steps`, `data` a key of `adapter_data.WEIGHTS`.
     """
 
     upper: str
@@ -51,6 +55,7 @@ class Recipe:
     log_every: int = 10
     eval_every: int = 100
     eval_batches: int = 8
+    data: str = "arithmetic"
 
     def layers(self, total: int) -> list[int]:
         """Which of the base's `total` layers the model has."""
@@ -79,6 +84,10 @@ RECIPES = {
     "small": Recipe(
         "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=200, batch=8, lr=1e-3, init="runs/smol-middle/adapter"
     ),
+    "gsm_large": Recipe("", rank=32, alpha=32, steps=900, batch=8, lr=6e-4, init="smol/large", data="gsm"),
+    "gsm_small": Recipe(
+        "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=500, batch=8, lr=8e-4, init="smol/small", data="gsm"
+    ),
 }
 
 
@@ -96,10 +105,10 @@ class Trainer(TrainingRun[Recipe]):
         decoder = load_decoder(base, torch.bfloat16, "cpu", layers=layers)
         self.model = LoraDecoder(decoder, recipe.first, recipe.rank, recipe.alpha, recipe.seed, layers)
         tokenizer = AutoTokenizer.from_pretrained(base)
-        self.corpus = Corpus(tokenizer, recipe.batch, recipe.seed)
-        self.held_out = Corpus(tokenizer, recipe.batch, recipe.seed, recipe.eval_batches, split="calibrate")
+        self.corpus = Corpus(tokenizer, recipe.batch, recipe.seed, data=recipe.data)
+        self.held_out = Corpus(tokenizer, recipe.batch, recipe.seed, recipe.eval_batches, "calibrate", recipe.data)
         if recipe.init and not (out / STATE).is_file():
-            self.model.load(Path(recipe.init))
+            self.model.load(resolve_model(recipe.init, "init"))
         factors = self.model.factors()
         optimizer = torch.optim.AdamW(factors, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.begin({str(i): p for i, p in enumerate(factors)}, optimizer)

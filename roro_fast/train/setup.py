@@ -31,7 +31,7 @@ from roro_fast.tasks.mixture import MIXTURES
 from roro_fast.tasks.prompting import RAW_TASKS, check_chats, encode_prompts
 from roro_fast.tasks.thinking import in_thought, opens_thought
 
-PACKAGED = ("nano/small", "nano/large", "nano/reader", "smol/small", "smol/large")
+PACKAGED = ("nano/small", "nano/large", "nano/reader", "smol/small", "smol/large", "smol_gsm/small", "smol_gsm/large")
 FETCHED: dict[str, Callable[[], Path]] = {"smol": smol.ensure, gemma_270m.NAME: gemma_270m.ensure}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,7 +58,11 @@ def resolve_model(name: str, key: str = "models.paths", weights: bool = True) ->
 
 
 def is_hub_id(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(("nano/", "smol/")) and not Path(name).is_dir()
+    return (
+        bool(HUB_ID.fullmatch(name))
+        and not name.startswith(("nano/", "smol/", "smol_gsm/"))
+        and not Path(name).is_dir()
+    )
 
 
 def fetch(name: str, key: str = "models.paths", weights: bool = True) -> Path:
