@@ -1,7 +1,8 @@
 """The batches that adapters are trained on: worked solutions of reasoning-gym's questions.
 
 Solutions are ours (`tasks.worked`) for the arithmetic mixture, the package's own for gsm_symbolic, whose questions and
-solutions are templates of GSM8K's (Mirzadeh et al., arXiv 2410.05229). The questions come from the tasks' own train split (`tasks.gym`), under seeds that no run uses for its queries.
+solutions are templates made of GSM8K's (Mirzadeh et al., arXiv 2410.05229). The questions come from the tasks' own
+train split (`tasks.gym`), under seeds that no run uses for its queries.
 """
 
 from __future__ import annotations
