@@ -47,6 +47,7 @@ EARLY = 5
 BASE, OUTCOME_ONLY = "roro", "outcome_only"
 BASELINES = ("all_small", "all_large", "confidence")  # one seed stands for all
 POINTS, TRAINED, OTHERS = "points", "points_trained", "points_others"
+TRANSFERRED = (OUTCOME_ONLY, "signals_only")  # and RoRo itself
 KINDS_TRAINED, KINDS_TESTED = "add1+add2+sub2", "sub1+swap+mul"  # each with one kind that the small model fails at
 console = Console()
 
@@ -144,13 +145,13 @@ def run_base(seed: Seed) -> RunDirectory:
 
 
 def run_transfer(seed: Seed) -> None:
-    """RoRo and outcome-only GRPO trained on some kinds of line, measured on those and on the others.
+    """RoRo, outcome-only GRPO and RoRo without the hidden state, trained on some kinds of line, measured on all.
 
     The thresholds are fitted on calibrate queries of the kinds trained on: nothing of the others is seen before.
     """
     here = (f"task.name=ledger:{KINDS_TRAINED}",)
     source: RunDirectory | None = None
-    for name in (BASE, OUTCOME_ONLY):
+    for name in (BASE, *TRANSFERRED):
         config = seed.config(f"transfer-{name}", *here, *(VARIANTS[name].overrides if name != BASE else ()))
         run = RunDirectory.for_config(config) if source is None else twin(source, config, "router")
         source = source or run

@@ -49,23 +49,11 @@ def build(
     """Boundary rows of one policy."""
     regenerate = bool(slots.regenerate[rows[0]])
     ints, floats = batcher.boundary(rows, regenerate)
-    step_index, step_tokens, last_model = torch.from_numpy(ints).unbind()
-    mean, least, first, entropy, run_min, run_prod, share, budget, draws = torch.from_numpy(floats).unbind()
     slot = rows.tolist()
     return BoundaryBatch(
-        step_index=step_index,
-        step_cap=int(slots.max_steps[rows].max()),
-        step_tokens=step_tokens,
-        mean_logprob=mean,
-        min_logprob=least,
-        first_entropy=first,
-        mean_entropy=entropy,
-        run_min_conf=run_min,
-        run_prod_conf=run_prod,
-        large_share=share,
-        last_model=last_model,
-        budget=budget,
-        uniforms=draws,
+        torch.from_numpy(ints),
+        torch.from_numpy(floats),
+        step_cap=int(slots.max_steps[rows[0]]),
         num_models=num_models,
         tags=[
             {"query": r.query, "sample": r.sample, "actions": [d.action for d in slots.decisions[s]], **r.tag}

@@ -8,29 +8,25 @@ from typing import Any, Protocol
 import torch
 
 
+def _row(matrix: str, i: int, what: str) -> property:
+    """Row i of one of a batch's matrices, under a name of its own."""
+    return property(lambda batch: getattr(batch, matrix)[i], doc=what)
+
+
 @dataclass(slots=True)
 class BoundaryBatch:
     """All sequences that reached a step boundary in this iteration. N rows, K models.
 
     Row statistics describe the step just written ("next": the last finished step, zeros before the first;
-    "regenerate": the draft under judgement). Log-probs in nats. `scout_entropy` / `scout_maxprob` / `hidden` come
-    from the smallest model's forward and are None unless the policy sets `needs_scout`: `hidden` at the boundary token
-    after which the step in question begins, the other two at the last token written (of a draft: its end).
+    "regenerate": the draft under judgement). Log-probs in nats. They are the rows of two matrices on the host, by
+    number or by name. `scout_entropy` / `scout_maxprob` / `hidden` come from the smallest model's forward and are None
+    unless the policy sets `needs_scout`: `hidden` at the boundary token after which the step in question begins, the
+    other two at the last token written (of a draft: its end).
     """
 
-    step_index: torch.Tensor  # [N] int64, index of the step decided about
+    ints: torch.Tensor  # [3, N] int64: step_index, step_tokens, last_model
+    floats: torch.Tensor  # [9, N] float32: mean_logprob and all that follow it below
     step_cap: int
-    step_tokens: torch.Tensor  # [N] int64
-    mean_logprob: torch.Tensor  # [N] float32
-    min_logprob: torch.Tensor  # [N] float32
-    first_entropy: torch.Tensor  # [N] float32
-    mean_entropy: torch.Tensor  # [N] float32
-    run_min_conf: torch.Tensor  # [N] float32, min over past steps of exp(mean_logprob)
-    run_prod_conf: torch.Tensor  # [N] float32, product over past steps of exp(mean_logprob)
-    large_share: torch.Tensor  # [N] float32, share of generated tokens not by model 0
-    last_model: torch.Tensor  # [N] int64, writer of the last step, -1 before the first
-    budget: torch.Tensor  # [N] float32, requested cost share in [0, 1]; 1 when none was requested
-    uniforms: torch.Tensor  # [N] float32 in [0, 1), the randomness a sampling policy must use
     num_models: int
     tags: list[dict[str, Any]]  # per row: {"query": Query | None, "sample": int, "actions": list[int], **request tag}
     prefix: list[Any]  # per row: callable returning the step texts so far (for oracles and rule policies)
@@ -38,8 +34,21 @@ class BoundaryBatch:
     scout_maxprob: torch.Tensor | None = None  # [N] float32
     hidden: torch.Tensor | None = None  # [N, H0] float32
 
+    step_index = _row("ints", 0, "[N] index of the step decided about")
+    step_tokens = _row("ints", 1, "[N] tokens of the step described")
+    last_model = _row("ints", 2, "[N] writer of the last step, -1 before the first")
+    mean_logprob = _row("floats", 0, "[N]")
+    min_logprob = _row("floats", 1, "[N]")
+    first_entropy = _row("floats", 2, "[N]")
+    mean_entropy = _row("floats", 3, "[N]")
+    run_min_conf = _row("floats", 4, "[N] min over past steps of exp(mean_logprob)")
+    run_prod_conf = _row("floats", 5, "[N] product over past steps of exp(mean_logprob)")
+    large_share = _row("floats", 6, "[N] share of generated tokens not by model 0")
+    budget = _row("floats", 7, "[N] requested cost share in [0, 1]; 1 when none was requested")
+    uniforms = _row("floats", 8, "[N] in [0, 1), the randomness a sampling policy must use")
+
     def __len__(self) -> int:
-        return int(self.step_index.numel())
+        return self.ints.shape[1]
 
 
 @dataclass(slots=True)

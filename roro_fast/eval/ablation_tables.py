@@ -67,8 +67,8 @@ def _asked(study: Mapping[str, Any]) -> str:
 def transfer(documents: Sequence[Mapping[str, Any]]) -> str:
     """Routers trained on some kinds of step, measured on those and on the others."""
     trained, others = sorted(documents, key=lambda d: d["meta"]["task"] != f"ledger:{d['meta']['trained_on']}")
-    names = [n for n in (BASE, OUTCOME_ONLY) if n in trained["arms"]]
-    early = [n for n in trained["arms"] if AFTER in n and n.partition(AFTER)[0] in names]
+    names = [n for n in LABELS if n in trained["arms"]]
+    early = [n for n in trained["arms"] if AFTER in n and n.partition(AFTER)[0] in (BASE, OUTCOME_ONLY)]
     heads = ["trained on the first, area on", trained["meta"]["task"], others["meta"]["task"]]
     lines = [row(heads), row(["---", "--:", "--:"])]
     for name in [*names, *sorted(early), "confidence"]:

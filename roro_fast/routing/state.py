@@ -28,18 +28,13 @@ SIGNALS = (
 def signals(batch: BoundaryBatch) -> torch.Tensor:
     """[N, len(SIGNALS)] float32, columns in the order of SIGNALS (METHOD.md section 2), on the scout's device."""
     x = np.zeros((len(batch), len(SIGNALS)), np.float32)
-    last = batch.last_model.numpy(force=True)
-    x[:, 0] = batch.step_index.numpy(force=True) / max(batch.step_cap, 1)
-    x[:, 1] = np.log1p(batch.step_tokens.numpy(force=True), dtype=np.float32) / 5
-    np.exp(batch.mean_logprob.numpy(force=True), out=x[:, 2])
-    np.exp(batch.min_logprob.numpy(force=True), out=x[:, 3])
-    x[:, 4] = batch.first_entropy.numpy(force=True)
-    x[:, 5] = batch.mean_entropy.numpy(force=True)
-    x[:, 6] = batch.run_min_conf.numpy(force=True)
-    x[:, 7] = batch.run_prod_conf.numpy(force=True)
-    x[:, 8] = batch.large_share.numpy(force=True)
+    (index, tokens, last), floats = batch.ints.numpy(force=True), batch.floats.numpy(force=True)
+    x[:, 0] = index / max(batch.step_cap, 1)
+    x[:, 1] = np.log1p(tokens, dtype=np.float32) / 5
+    np.exp(floats[:2].T, out=x[:, 2:4])
+    x[:, 4:9] = floats[2:7].T
     x[:, 9], x[:, 10] = last == 0, last > 0
-    x[:, 11] = batch.budget.numpy(force=True)
+    x[:, 11] = floats[7]
     out = torch.from_numpy(x)
     if batch.scout_entropy is not None and batch.scout_maxprob is not None:
         # On a GPU these two may still be in the making, which `non_blocking` does not wait for.

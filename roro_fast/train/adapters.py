@@ -84,9 +84,9 @@ RECIPES = {
     "small": Recipe(
         "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=200, batch=8, lr=1e-3, init="runs/smol-middle/adapter"
     ),
-    "gsm_large": Recipe("", rank=32, alpha=32, steps=900, batch=8, lr=6e-4, init="smol/large", data="gsm"),
+    "gsm_large": Recipe("", rank=32, alpha=32, steps=700, batch=8, lr=6e-4, init="smol/large", data="gsm"),
     "gsm_small": Recipe(
-        "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=500, batch=8, lr=8e-4, init="smol/small", data="gsm"
+        "8 10 11 19 20 23 24 29", rank=32, alpha=32, steps=400, batch=8, lr=8e-4, init="smol/small", data="gsm"
     ),
 }
 

@@ -11,6 +11,11 @@ from roro_fast.engine import BoundaryBatch
 from roro_fast.routing.scoring import METER, StepScores, Trace, meter
 from roro_fast.tasks.base import Query
 
+FLOATS = (
+    "mean_logprob", "min_logprob", "first_entropy", "mean_entropy", "run_min_conf", "run_prod_conf", "large_share",
+    "budget", "uniforms",
+)  # fmt: skip
+
 
 def batch(n: int = 4, num_models: int = 2, hidden: int = 0, seed: int = 0, **columns: Any) -> BoundaryBatch:
     """n rows of plausible random statistics; `columns` replace any of them."""
@@ -38,7 +43,10 @@ def batch(n: int = 4, num_models: int = 2, hidden: int = 0, seed: int = 0, **col
         "prefix": [list for _ in range(n)],
         "hidden": torch.randn(n, hidden, generator=g) if hidden else None,
     }
-    return BoundaryBatch(**{**known, **columns})
+    known |= columns
+    ints = torch.stack([known.pop(name) for name in ("step_index", "step_tokens", "last_model")])
+    floats = torch.stack([known.pop(name) for name in FLOATS])
+    return BoundaryBatch(ints, floats, **known)
 
 
 class Written:
