@@ -291,12 +291,14 @@ class PairsConfig:
 class RouterConfig:
     """The routing policy and its GRPO. R = 1[correct] - lambda_cost * cost share + beta * process score in [-1, 1].
 
-    `process_reward` selects the score or one of the controls of METHOD.md section 7.
+    `process_reward` selects the score or one of the controls of METHOD.md section 7. With `scale_hidden` the scout's
+    hidden state weighs as much as all signals together at the start, however wide it is; else a dimension as a signal.
     """
 
     action_space: str = "next"
     signals: bool = True
     hidden: bool = False
+    scale_hidden: bool = False
     width: int = 64
     lambda_cost: float = 0.3
     beta: float = 0.3

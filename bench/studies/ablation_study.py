@@ -47,7 +47,7 @@ EARLY = 5
 BASE, OUTCOME_ONLY = "roro", "outcome_only"
 BASELINES = ("all_small", "all_large", "confidence")  # one seed stands for all
 POINTS, TRAINED, OTHERS = "points", "points_trained", "points_others"
-TRANSFERRED = (OUTCOME_ONLY, "signals_only")  # and RoRo itself
+TRANSFERRED = (OUTCOME_ONLY, "signals_only", "scaled_hidden")  # and RoRo itself
 KINDS_TRAINED, KINDS_TESTED = "add1+add2+sub2", "sub1+swap+mul"  # each with one kind that the small model fails at
 console = Console()
 
@@ -67,6 +67,7 @@ VARIANTS = {
     "next": Variant("router", ("router.action_space=next",)),
     "next_outcome_only": Variant("router", ("router.action_space=next", "router.process_reward=none")),
     "signals_only": Variant("router", ("router.hidden=false",)),
+    "scaled_hidden": Variant("router", ("router.scale_hidden=true",)),
     "hidden_only": Variant("router", ("router.signals=false",)),
     "one_round": Variant("rubric", ("rubric.rounds=1",)),
     "warm_up_only": Variant("rubric", ("rubric.rounds=1", "rubric.steps=0")),
@@ -145,7 +146,7 @@ def run_base(seed: Seed) -> RunDirectory:
 
 
 def run_transfer(seed: Seed) -> None:
-    """RoRo, outcome-only GRPO and RoRo without the hidden state, trained on some kinds of line, measured on all.
+    """RoRo, outcome-only GRPO and two other views of the state, trained on some kinds of line, measured on all.
 
     The thresholds are fitted on calibrate queries of the kinds trained on: nothing of the others is seen before.
     """

@@ -18,6 +18,7 @@ LABELS = {
     "next": "action space `next`",
     "next_outcome_only": "`next`, outcome only",
     "signals_only": "signals, no hidden state",
+    "scaled_hidden": "hidden state scaled down",
     "hidden_only": "hidden state, no signals",
     "one_round": "one round of alternation",
     "warm_up_only": "warm-up, no alternation",

@@ -92,12 +92,17 @@ class PolicyNetwork(nn.Module):
         return self._packed[1]
 
     @torch.no_grad()
-    def standardize(self, features: torch.Tensor) -> None:
-        """Set the input standardisation from sample features [D, H + S]; constant inputs are left out."""
+    def standardize(self, features: torch.Tensor, scale_hidden: bool = False) -> None:
+        """Set the input standardisation from sample features [D, H + S]; constant inputs are left out.
+
+        scale_hidden: as a whole the hidden state then has the variance of all signals, where it is wider than these.
+        """
         h = self.config.hidden_size
         x = torch.cat((rms_norm(features[:, :h].float()), features[:, h:].float()), -1)
         std, self.shift = torch.std_mean(x, 0, correction=0)
         self.scale = torch.where(std > 1e-4, std, torch.full_like(std, 1e6))
+        if scale_hidden and self.config.use_signals:
+            self.scale[:h] *= max(1.0, math.sqrt(h / len(SIGNALS)))
 
     def inputs(self, batch: BoundaryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(hidden [N, H], signals [N, S]) as this policy uses them; either may have width 0."""

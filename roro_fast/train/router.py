@@ -85,8 +85,8 @@ class RouterTrainer:
         """One round of rollouts and updates; returns the metrics of the round."""
         trajectories = self.rollouts(self._requests())
         if self.step == 0:
-            features = [d.features for t in trajectories for d in t.decisions]
-            self.policy.standardize(torch.tensor(features, device=self.policy.w1.device))
+            seen = [d.features for t in trajectories for d in t.decisions]
+            self.policy.standardize(torch.tensor(seen, device=self.policy.w1.device), self.config.scale_hidden)
         process = np.zeros(len(trajectories)) if self.process is None else self.process.score(trajectories)
         c = self.config
         rewards = combine(trajectories, self.all_large, c.lambda_cost, c.beta, process)

@@ -93,6 +93,17 @@ def test_standardisation_is_folded_exactly() -> None:
     assert policy.scale[-1] > 1e5 and policy.scale[:-1].max() < 10
 
 
+def test_a_wide_hidden_state_can_be_scaled_to_the_weight_of_the_signals() -> None:
+    s, g = len(SIGNALS), torch.Generator().manual_seed(0)
+    for hidden, factor in ((4 * s, 2.0), (5, 1.0)):
+        features = torch.randn(200, hidden + s, generator=g)
+        plain, scaled = (PolicyNetwork(PolicyConfig(hidden_size=hidden)) for _ in range(2))
+        plain.standardize(features)
+        scaled.standardize(features, scale_hidden=True)
+        torch.testing.assert_close(scaled.scale[:hidden], factor * plain.scale[:hidden])
+        assert torch.equal(scaled.scale[hidden:], plain.scale[hidden:]) and torch.equal(scaled.shift, plain.shift)
+
+
 def test_save_and_load(tmp_path) -> None:
     policy = trained(action_space="regenerate", calibration=[(0.3, 1.5)])
     policy.standardize(torch.randn(50, 5 + len(SIGNALS)))
