@@ -1,9 +1,10 @@
-"""Measure the smol pair: accuracy of both models by family of questions, and of their steps by kind.
+"""Measure a smol pair: accuracy of both models by family of questions, and of their steps by kind.
 
     python -m roro_fast.eval.check_smol [--queries 200] [--split test] [--out FILE] [KEY=VALUE ...]
+    python -m roro_fast.eval.check_smol --preset smol_gsm --tasks gym:gsm_symbolic,arithmetic,svamp.jsonl
 
-Every answer is decoded greedily by the engine as the preset `smol` sets it up; "random" lets a coin choose the writer
-of every step.
+Every answer is decoded greedily by the engine as the preset sets it up; "random" lets a coin choose the writer of every
+step. Benchmark files are asked with `INSTRUCTION`, the last words of gsm_symbolic's questions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from roro_fast.files import write_json
 from roro_fast.routing import Constant, RandomRouter
 from roro_fast.tasks.base import Query
 from roro_fast.tasks.mixture import MIXTURES
+from roro_fast.tasks.prompting import encode_prompt
 from roro_fast.train.setup import Workbench
 
 POLICIES: dict[str, RoutingPolicy] = {
@@ -34,9 +36,14 @@ POLICIES: dict[str, RoutingPolicy] = {
 }
 
 
-def measure(config: Sequence[str], split: str, queries: int, names: Sequence[str] = tuple(MIXTURES)) -> dict[str, Any]:
-    """Figures of the preset `smol` under overrides, on `queries` questions per family of the mixtures `names`."""
-    bench = Workbench(load_config("smol", config))
+INSTRUCTION = "Give the result as your final answer. Do not include units."
+
+
+def measure(
+    config: Sequence[str], split: str, queries: int, names: Sequence[str] = tuple(MIXTURES), preset: str = "smol"
+) -> dict[str, Any]:
+    """Figures of a preset under overrides, on `queries` questions per family of the mixtures or other tasks `names`."""
+    bench = Workbench(load_config(preset, config))
     e = bench.config.engine
     limits = {"max_new_tokens": e.max_new_tokens, "max_steps": e.max_steps}
     out: dict[str, Any] = {
@@ -50,8 +57,10 @@ def measure(config: Sequence[str], split: str, queries: int, names: Sequence[str
     }
     for name in names:
         task = Workbench(load_config(bench.config, [f"task.name={name}"])).task
-        asked = bench.asked(task.queries(split, queries * len(MIXTURES[name]), bench.config.task.seed))
-        runner = Runner(bench.engine, task, [(q, bench.encode(q)) for q in asked], limits)
+        asked = bench.asked(task.queries(split, queries * len(MIXTURES.get(name, [name])), bench.config.task.seed))
+        words = bench.config.task.system, INSTRUCTION if is_file(name) else ""
+        prompts = [(q, encode_prompt(bench.tokenizer, q, *words)) for q in asked]
+        runner = Runner(bench.engine, task, prompts, limits)
         rows: dict[str, Any] = {}
         found: dict[str, list[Trajectory]] = {}
         for arm, policy in POLICIES.items():
@@ -60,8 +69,12 @@ def measure(config: Sequence[str], split: str, queries: int, names: Sequence[str
             rows[arm] = summary(asked, found[arm]) | {"seconds": round(time.perf_counter() - start, 1)}
         both = Counter((bool(s.correct), bool(t.correct)) for s, t in zip(found["small"], found["large"], strict=True))
         rows["only_large_right"], rows["only_small_right"] = both[False, True], both[True, False]
-        out["mixtures"][name] = rows
+        out["mixtures"][Path(name).stem if is_file(name) else name] = rows
     return out
+
+
+def is_file(task: str) -> bool:
+    return task.endswith(".jsonl")
 
 
 def summary(queries: Sequence[Query], answers: Sequence[Trajectory]) -> dict[str, Any]:
@@ -95,13 +108,15 @@ def kind(step: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the smol pair.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the preset `smol`")
+    parser = argparse.ArgumentParser(description="Measure a smol pair.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the preset")
+    parser.add_argument("--preset", default="smol")
+    parser.add_argument("--tasks", default=",".join(MIXTURES), help="mixtures, gym tasks or benchmark files")
     parser.add_argument("--queries", type=int, default=200, help="per family")
     parser.add_argument("--split", default="test")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
-    figures = measure(args.overrides, args.split, args.queries)
+    figures = measure(args.overrides, args.split, args.queries, args.tasks.split(","), args.preset)
     print(json.dumps(figures, indent=1))
     if args.out:
         write_json(args.out, figures)

@@ -15,7 +15,9 @@ def pair(found: Mapping[str, Any]) -> str:
     for name, arms in found["mixtures"].items():
         for family, measured in arms["large"]["families"].items():
             cells = [_percent(arms[a]["families"][family]["accuracy"]) for a in ARMS]
-            lines.append(f"| {name}: {family.removeprefix('gym:')} | {measured['n']} | {' | '.join(cells)} |")
+            label = family.removeprefix("gym:")
+            label = f"{name}: {label}" if len(arms["large"]["families"]) > 1 else label
+            lines.append(f"| {label} | {measured['n']} | {' | '.join(cells)} |")
     verified = next(arms for arms in found["mixtures"].values() if "step_errors" in arms["large"])
     kinds = [k for k in NAMES if k in verified["large"]["step_errors"]]
     lines += ["", f"| wrong steps | {' | '.join(NAMES[k] for k in kinds)} |", f"| --- {'| --: ' * len(kinds)}|"]

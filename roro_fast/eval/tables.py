@@ -139,6 +139,7 @@ TABLES: dict[str, Table] = {
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "smol_pair": Table("smol_pair.json", smol_tables.pair),
+    "smol_gsm_pair": Table("smol_gsm_pair.json", smol_tables.pair),
     "smol_study": Table("smol_study.json", smol_study_tables.arms),
     "smol_rubric": Table("smol_study.json", smol_study_tables.rubric),
     "smol_judge": Table("smol_study.json", smol_study_tables.judge),
