@@ -15,7 +15,7 @@ import torch
 from bench.e2e.workload import Sequence, Workload, span_pairs
 from bench.peers.base import Outcome, Peer, Pool
 from roro_fast import profiling
-from roro_fast.engine import BoundaryBatch, Decisions, Request, StepEngine
+from roro_fast.engine import BoundaryBatch, Decisions, Request, StepEngine, Trajectory
 from roro_fast.models.loading import load_decoder
 from roro_fast.ops import native
 from roro_fast.ops.registry import select
@@ -25,7 +25,7 @@ PAGE = 16
 
 
 class Script:
-    """Follows tag["steps"]; notes when every step was decided, by tag["at"]."""
+    """Follows tag["steps"]; notes when every step was decided."""
 
     action_space = "next"
     needs_scout = False
@@ -33,22 +33,27 @@ class Script:
 
     def __init__(self, num_models: int) -> None:
         self.router = PolicyNetwork(PolicyConfig(num_models=num_models)) if num_models > 1 else None
-        self.decided: dict[int, list[float]] = {}
+        self._log: list[tuple[float, list[dict[str, Any]]]] = []
         self._answers: dict[tuple[int, ...], Decisions] = {}
 
     def decide(self, batch: BoundaryBatch) -> Decisions:
         now = time.perf_counter()
         if self.router is not None:
             self.router.decide(batch)
-        models = []
-        for tag, step in zip(batch.tags, batch.step_index.tolist(), strict=True):
-            models.append(tag["steps"][step][0])
-            self.decided.setdefault(tag["at"], []).append(now)
-        key = tuple(models)
+        self._log.append((now, batch.tags))
+        key = tuple([tag["steps"][step][0] for tag, step in zip(batch.tags, batch.ints[0].tolist(), strict=True)])
         if key not in self._answers:
-            probs = [[float(m == k) for k in range(batch.num_models)] for m in models]
-            self._answers[key] = Decisions(torch.tensor(models), torch.zeros(len(models)), torch.tensor(probs))
+            probs = [[float(m == k) for k in range(batch.num_models)] for m in key]
+            self._answers[key] = Decisions(torch.tensor(key), torch.zeros(len(key)), torch.tensor(probs))
         return self._answers[key]
+
+    def decided(self) -> dict[int, list[float]]:
+        """When the steps of each sequence were decided, by tag["at"]."""
+        found: dict[int, list[float]] = {}
+        for when, tags in self._log:
+            for tag in tags:
+                found.setdefault(tag["at"], []).append(when)
+        return found
 
 
 def request(at: int, s: Sequence) -> Request:
@@ -148,6 +153,7 @@ class Ours(Peer):
         tokens: list[list[int]] = [[] for _ in rows]
         steps: list[float] = []
         ran, pairs, flops = [0] * k, [0.0] * k, 0.0
+        finished: list[tuple[float, Trajectory]] = []
         phases = profiling.seconds()
         begin = time.perf_counter()
         # The engine never runs more than its own slots; a smaller workload is fed as its sequences finish.
@@ -159,21 +165,24 @@ class Ours(Peer):
             done = engine.step(same_weights=engine.iterations > before)
             if engine.iterations % 8 == 0:  # rarely enough not to be seen in the time
                 kv_peak = max(kv_peak, self._kv_bytes())
-            for t in done:
-                now, at = time.perf_counter(), t.meta["at"]
-                active -= 1
-                tokens[at] = t.token_ids
-                marks = [*script.decided[at], now]
-                steps += [b - a for a, b in zip(marks, marks[1:], strict=False)]
-                wanted = [(m, n) for m, n in work.sequences[at].steps]
-                if [(s.model, s.end - s.start) for s in t.steps] != wanted:
-                    raise RuntimeError(f"sequence {at}: its steps are not those of the script")
-                for m, n in enumerate(t.cost.forward_tokens):
-                    ran[m] += n
-                    if n and m in nothing_else:
-                        self._hit(m, self.shared_hits.get(at, 0))
-                flops += t.cost.total_flops
+            active -= len(done)
+            now = time.perf_counter()
+            finished += [(now, t) for t in done]
         seconds = time.perf_counter() - begin
+        decided = script.decided()
+        for now, t in finished:
+            at = t.meta["at"]
+            tokens[at] = t.token_ids
+            marks = [*decided[at], now]
+            steps += [b - a for a, b in zip(marks, marks[1:], strict=False)]
+            wanted = [(m, n) for m, n in work.sequences[at].steps]
+            if [(s.model, s.end - s.start) for s in t.steps] != wanted:
+                raise RuntimeError(f"sequence {at}: its steps are not those of the script")
+            for m, n in enumerate(t.cost.forward_tokens):
+                ran[m] += n
+                if n and m in nothing_else:
+                    self._hit(m, self.shared_hits.get(at, 0))
+            flops += t.cost.total_flops
         for s in work.sequences:
             for m, n in enumerate(_seen(s, k)):
                 pairs[m] += span_pairs(0, n)
@@ -198,13 +207,18 @@ class Ours(Peer):
     def _kv_bytes(self) -> int:
         """Bytes of the pages that running sequences hold, shared ones once; the prefix cache's own are not counted."""
         kv = self.engine.kv
-        pages = (np.unique(_held(kv.table[c], kv.num_pages[c])).size for c in range(kv.num_parts))
+        pages = (distinct(kv.table[c], kv.num_pages[c]) for c in range(kv.num_parts))
         return sum(n * size for n, size in zip(pages, kv.page_bytes, strict=True))
 
 
-def _held(table: np.ndarray, num_pages: np.ndarray) -> np.ndarray:
-    """Page ids [n] in the first num_pages[s] entries of each row s."""
-    return table[np.arange(table.shape[1])[None] < num_pages[:, None]]
+def distinct(table: np.ndarray, num_pages: np.ndarray) -> int:
+    """How many pages there are in the first num_pages[s] entries of the rows s."""
+    table = table[:, : num_pages.max()]
+    if not table.size:
+        return 0
+    seen = np.zeros(table.max() + 1, bool)
+    seen[table[np.arange(table.shape[1])[None] < num_pages[:, None]]] = True
+    return int(np.count_nonzero(seen))
 
 
 def _phases(before: dict[str, float], after: dict[str, float], total: float, device: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def ask(
         slots.routing_seconds[group] += (time.perf_counter() - start) / len(group)
         _check_form(d, policy, len(group), num_models)
         parts = (d.actions, d.logprobs, d.probs) if d.features is None else (d.actions, d.logprobs, d.probs, d.features)
-        out.append(Asked(group, policy, Download([p.detach() for p in parts])))
+        out.append(Asked(group, policy, Download([p.detach() if p.requires_grad else p for p in parts])))
     return out
 
 

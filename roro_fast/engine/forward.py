@@ -193,7 +193,7 @@ class Forward:
                 hidden, scores = self._compute(m, batch)
                 drawn, (_, settings, numbers, _) = self._drawn[m], self.stage.tensors
                 with self._sample_mark:
-                    drawn.draw(scores, self.vocab_sizes[m], settings, numbers, batch.truncated)
+                    drawn.draw(scores, batch.wanted, self.vocab_sizes[m], settings, numbers, batch.truncated)
                 return Launched(m, rows, hidden, drawn.sampled, drawn)
             else:
                 hidden, sampled = self._eager(m, batch)

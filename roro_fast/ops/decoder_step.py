@@ -85,15 +85,19 @@ class Drawn:
         self._arrays = token[0], *statistics, finite[0]
         self._out = tuple(map(torch.from_numpy, (token, statistics, finite)))
         self.sampled = SampledStep(*map(torch.from_numpy, self._arrays))
+        self._first: dict[int, list[np.ndarray]] = {}
         self._rows = 0
 
     def draw(
-        self, logits: torch.Tensor, vocab: int, rows: torch.Tensor, numbers: torch.Tensor, truncated: bool
+        self, logits: torch.Tensor, n: int, vocab: int, rows: torch.Tensor, numbers: torch.Tensor, truncated: bool
     ) -> None:
-        """`sample_step` of the first `vocab` columns of logits, with the settings on a stage."""
+        """`sample_step` of the first `vocab` columns of logits [n, V], with the settings on a stage."""
         native.call("sample_stage", logits, vocab, rows, numbers, truncated, *self._out)
-        self._rows = len(logits)
+        self._rows = n
 
     def wait(self) -> list[np.ndarray]:
         """The fields of `sampled`, of the rows drawn last; they are overwritten by the next draw."""
-        return [a[: self._rows] for a in self._arrays]
+        n = self._rows
+        if n not in self._first:
+            self._first[n] = [a[:n] for a in self._arrays]
+        return self._first[n]

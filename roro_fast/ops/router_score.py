@@ -75,6 +75,11 @@ def router_score(
     return out
 
 
+def served_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether the C++ kernel is what serves CPU tensors with weights of this dtype, outside of autograd."""
+    return select("router_score", torch.device("cpu"), dtype) is cpu
+
+
 def rms_norm(h: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) if h.shape[-1] else h
 

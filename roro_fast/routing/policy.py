@@ -15,6 +15,7 @@ from torch import nn
 
 from roro_fast.engine.policy import BoundaryBatch, Decisions
 from roro_fast.errors import CheckpointError, ConfigError
+from roro_fast.ops import native
 from roro_fast.ops.router_score import (
     PackedRouterWeights,
     RouterWeights,
@@ -22,6 +23,7 @@ from roro_fast.ops.router_score import (
     pack_router,
     rms_norm,
     router_score,
+    served_on_cpu,
 )
 from roro_fast.routing.state import SIGNALS, signals
 
@@ -111,22 +113,39 @@ class PolicyNetwork(nn.Module):
         sig = sig.to(device, non_blocking=True) if sig.device != device else sig
         if not self.config.hidden_size:
             return sig.new_zeros(n, 0), sig
+        return self._states(batch).to(device, non_blocking=True), sig
+
+    def _states(self, batch: BoundaryBatch) -> torch.Tensor:
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
             got = None if batch.hidden is None else batch.hidden.shape[-1]
             raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
-        return batch.hidden.to(device, non_blocking=True), sig
+        return batch.hidden
 
     @torch.no_grad()
     def decide(self, batch: BoundaryBatch) -> Decisions:
-        hidden, sig = self.inputs(batch)
-        bias = None
+        weights, bias = self.packed_weights(), None
         if self.bias or self.config.calibration:
-            bias = torch.zeros(len(batch), self.config.num_models, device=sig.device)
-            bias[:, 0] = (self.bias + self.budget_bias(batch.budget)).to(sig.device, non_blocking=True)
+            bias = torch.zeros(len(batch), self.config.num_models)
+            bias[:, 0] = self.bias + self.budget_bias(batch.budget)
+        here = batch.scout_entropy is None or batch.scout_entropy.is_cpu
+        if here and self.config.use_signals and weights.packed is not None and served_on_cpu(weights.w1.dtype):
+            return Decisions(*self._fused(batch, weights.packed, bias))
+        hidden, sig = self.inputs(batch)
+        if bias is not None:
+            bias = bias.to(sig.device, non_blocking=True)
         uniforms = batch.uniforms.to(sig.device, non_blocking=True)
-        out = router_score(hidden, None, sig, self.packed_weights(), uniforms, bias, self.temperature)
+        out = router_score(hidden, None, sig, weights, uniforms, bias, self.temperature)
         features = torch.cat((hidden, sig), -1) if self.config.hidden_size else sig
         return Decisions(out.action, out.logprob, out.probs, features)
+
+    def _fused(self, batch: BoundaryBatch, packed: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
+        """The fields of `Decisions`, from the batch's matrices in one call."""
+        hidden = self._states(batch).float().contiguous() if self.config.hidden_size else None
+        scouted = batch.scout_entropy, batch.scout_maxprob
+        return native.call(
+            "route", batch.ints, batch.floats, batch.step_cap, *scouted, hidden, packed, self.config.num_models, bias,
+            self.temperature,
+        )  # fmt: skip
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[N, K] logits from stored decision features [N, H + S], with autograd."""

@@ -53,7 +53,7 @@ def test_the_bits_of_the_separate_ops(tmp_path: Path, dtype: torch.dtype, trunca
     b = batch(model, tokens(LENGTHS), [0] * 3, pages.clone())._replace(wanted=stage[1][3, :3])
     want = decoder_forward.cpu(model, b)
     assert torch.equal(hidden, want) and torch.equal(scores, decoder_forward.logits_cpu(model, want))
-    drawn.draw(scores, vocab, stage[1], numbers, truncated)
+    drawn.draw(scores, len(scores), vocab, stage[1], numbers, truncated)
     limits = (stage[1][4, :3].clone(), numbers[2, :3].clone()) if truncated else ()
     alone = sample_step(scores[:, :vocab], numbers[0, :3].clone(), numbers[1, :3].clone(), *limits)
     for got, kept, expected in zip(drawn.wait(), drawn.sampled, alone, strict=True):
@@ -95,6 +95,6 @@ def test_bad_stages(tmp_path: Path, message: str) -> None:
     with pytest.raises(RoroError, match=message.replace("(", r"\(")):
         decoder_step(weights, empty_pages(model, 3), change(stage), sizes, NO_GROUPS, None, False)
     with pytest.raises(RoroError, match="token: shape"):
-        Drawn(2).draw(torch.zeros(3, 8), 8, stage[1], numbers, False)
+        Drawn(2).draw(torch.zeros(3, 8), 3, 8, stage[1], numbers, False)
     with pytest.raises(RoroError, match="vocab: 9, but logits has 8"):
-        Drawn(3).draw(torch.zeros(3, 8), 9, stage[1], numbers, False)
+        Drawn(3).draw(torch.zeros(3, 8), 3, 9, stage[1], numbers, False)
