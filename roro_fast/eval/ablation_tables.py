@@ -79,3 +79,16 @@ def transfer(documents: Sequence[Mapping[str, Any]]) -> str:
     differences = [d["differences"][OUTCOME_ONLY][BASE]["area"] for d in (trained, others)]
     lines.append(row(["RoRo − outcome only", *(cell(d, "ratio", signed=True) for d in differences)]))
     return "\n".join([*lines, "", _asked(others)])
+
+
+VIEWS = {"signals_only": "signals alone", "scaled_hidden": "hidden state scaled down", "plain_hidden": "hidden state"}
+
+
+def hidden(study: Mapping[str, Any]) -> str:
+    """What a router of a pretrained model sees of the scout: area, and the paired difference to signals alone."""
+    base, arms = "signals_only", study["arms"]
+    lines = [row(["outcome-only GRPO sees", "Area ↑", "− signals alone"]), row(["---", "--:", "--:"])]
+    for name, label in [*VIEWS.items(), ("confidence", "confidence threshold")]:
+        d = study["differences"][base].get(name, {}).get("area")
+        lines.append(row([label, cell(arms[name]["area"], "ratio"), cell(d, "ratio", signed=True) if d else "–"]))
+    return "\n".join([*lines, "", _asked(study)])

@@ -136,6 +136,7 @@ TABLES: dict[str, Table] = {
     "nano_early": Table("nano_study.json", nano_early),
     "ablations": Table("ablations_nano.json", ablation_tables.ablations),
     "transfer": Table("transfer_nano_*.json", ablation_tables.transfer),
+    "smol_hidden": Table("hidden_smol.json", ablation_tables.hidden),
     "nano_quickstart": Table("nano_quickstart.json", nano_study),
     "nano_pair": Table("nano_pair.json", nano_pair),
     "smol_pair": Table("smol_pair.json", smol_tables.pair),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from roro_fast.eval.ablation_tables import LABELS, ablations, transfer
+from roro_fast.eval.ablation_tables import LABELS, VIEWS, ablations, hidden, transfer
 
 
 def est(mean: float, spread: float = 0.01) -> dict[str, float]:
@@ -51,3 +51,16 @@ def test_transfer_puts_the_kinds_trained_on_first() -> None:
         assert lines[2] == "| **RoRo** | 0.900 [0.890, 0.910] | 0.700 [0.690, 0.710] |"
         assert lines[7] == "| RoRo − outcome only | +0.020 [+0.010, +0.030] | +0.020 [+0.010, +0.030] |"
         assert "**RoRo** after 5 steps" in "\n".join(lines) and "confidence threshold" in lines[6]
+
+
+def test_what_a_router_sees_against_signals_alone() -> None:
+    from bench.studies.hidden_study import BASE, VARIANTS
+
+    assert list(VIEWS) == list(VARIANTS) and BASE == "signals_only"
+    areas = {"signals_only": 0.8, "scaled_hidden": 0.75, "plain_hidden": 0.6, "confidence": 0.85}
+    document = study(areas)
+    document["differences"] = {"signals_only": {n: {"area": est(a - 0.8)} for n, a in areas.items() if n != BASE}}
+    lines = hidden(document).split("\n")
+    assert lines[2] == "| signals alone | 0.800 [0.790, 0.810] | – |"
+    assert lines[4] == "| hidden state | 0.600 [0.590, 0.610] | −0.200 [−0.210, −0.190] |"
+    assert lines[5].startswith("| confidence threshold | 0.850") and "40 queries, 2 seeds" in lines[-1]
