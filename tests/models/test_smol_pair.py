@@ -17,16 +17,17 @@ from roro_fast.train.adapter_data import SYSTEM
 from roro_fast.train.adapters import Recipe
 from roro_fast.train.setup import load_pool
 
-ASSETS = Path(str(files("roro_fast"))) / "assets" / "smol"
-SIZES = ("small", "large")
+ASSETS = Path(str(files("roro_fast"))) / "assets"
+SIZES, PAIRS = ("small", "large"), ("smol", "smol_gsm")  # a pair has the name of its preset
+each_adapter = pytest.mark.parametrize(("pair", "size"), [(p, s) for p in PAIRS for s in SIZES])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_adapters_are_small_and_fit_the_preset(size):
-    config = load_config("smol")
+@each_adapter
+def test_adapters_are_small_and_fit_the_preset(pair, size):
+    config = load_config(pair)
     listed = config.models.layers[SIZES.index(size)] or list(range(30))
-    assert config.models.paths[SIZES.index(size)] == f"smol/{size}" and config.task.system == SYSTEM
-    directory = ASSETS / size
+    assert config.models.paths[SIZES.index(size)] == f"{pair}/{size}" and config.task.system == SYSTEM
+    directory = ASSETS / pair / size
     assert (directory / lora.WEIGHTS).stat().st_size <= 16_000_000
     settings = lora.read_config(directory)
     recipe = Recipe(**json.loads((directory / "train.json").read_text())["recipe"])
@@ -36,17 +37,18 @@ def test_adapters_are_small_and_fit_the_preset(size):
         assert {int(name.split(".")[4]) for name in f.keys()} == set(listed[recipe.first :])  # noqa: SIM118
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_records_agree_with_the_log(size):
-    record = json.loads((ASSETS / size / "train.json").read_text())
-    rows = [json.loads(line) for line in (ASSETS / size / "train_log.jsonl").read_text().splitlines()]
+@each_adapter
+def test_records_agree_with_the_log(pair, size):
+    record = json.loads((ASSETS / pair / size / "train.json").read_text())
+    rows = [json.loads(line) for line in (ASSETS / pair / size / "train_log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == record["steps"] == record["recipe"]["steps"] and rows[-1]["tokens"] == record["tokens"]
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
     assert rows[-1]["held_out_loss"] < rows[9]["held_out_loss"]
 
 
-def test_assets_are_small_and_free_of_pickle():
-    found = [p for p in ASSETS.rglob("*") if p.is_file()]
+@pytest.mark.parametrize("pair", PAIRS)
+def test_assets_are_small_and_free_of_pickle(pair):
+    found = [p for p in (ASSETS / pair).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in found) <= 25 * 2**20
     assert {p.suffix for p in found} <= {".json", ".jsonl", ".safetensors", ".md"}
 
@@ -58,8 +60,9 @@ def weights() -> None:
 
 
 @pytest.mark.slow
-def test_the_pair_shares_its_first_layers_bit_for_bit(weights):
-    (small, large), _ = load_pool(load_config("smol").models)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_pair_shares_its_first_layers_bit_for_bit(weights, pair):
+    (small, large), _ = load_pool(load_config(pair).models)
     shared = ("embed.", "norm.", *(f"layers.{i}." for i in range(8)))
     a, b = small.state_dict(), large.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a if k.startswith(shared))

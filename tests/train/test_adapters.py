@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from roro_fast.errors import CheckpointError
+from roro_fast.errors import CheckpointError, ConfigError
 from roro_fast.models.loading import load_decoder
 from roro_fast.train.adapter_data import Corpus
 from roro_fast.train.adapters import Recipe, Trainer
@@ -65,6 +65,25 @@ def test_batches_are_worked_solutions_of_train_questions():
     again = Corpus(tokenizer, batch=4, seed=3, pool=2)
     assert torch.equal(again(1).ids, corpus(1).ids)
     assert not torch.equal(Corpus(tokenizer, batch=4, seed=4, pool=2)(1).ids, corpus(1).ids)
+
+
+def test_word_problems_bring_their_own_solutions():
+    tokenizer = chat.tokenizer()
+    corpus = Corpus(tokenizer, batch=4, seed=3, pool=2, data="gsm")
+    queries = corpus.queries(0, 40)
+    families = [q.task.removeprefix("gym:") for q in queries]
+    assert set(families) == {"gsm_symbolic", "chain_sum", "leg_counting"} and families.count("gsm_symbolic") > 24
+    for query in queries:
+        prompt, completion, family = corpus.encode(query)
+        text = tokenizer.decode(completion)
+        assert text.endswith(f"\n\n#### {query.answer}<eos>") and "\n\n\n" not in text
+        if query.task == "gym:gsm_symbolic":
+            assert family == [] and text.split("\n")[0] == query.meta["solution"].split("\n")[0].strip()
+        else:
+            assert family == prompt[: len(family)] != []
+    assert corpus(0).ids.shape[0] == 4 and corpus(0).tokens > 0
+    with pytest.raises(ConfigError, match=r"^data: "):
+        Corpus(tokenizer, batch=4, seed=3, data="sums")
 
 
 def test_an_interrupted_run_continues_to_the_identical_curve(base, tmp_path):
