@@ -25,7 +25,8 @@ struct Boundaries {
 void signals(const Boundaries& b, std::int64_t i, float* out) {
   const auto integer = [&](Int row) { return b.ints[row * b.n + i]; };
   const auto number = [&](std::int64_t row) { return b.floats[row * b.n + i]; };
-  out[0] = static_cast<float>(static_cast<double>(integer(kIndex)) / static_cast<double>(std::max<std::int64_t>(b.cap, 1)));
+  const auto cap = static_cast<double>(std::max<std::int64_t>(b.cap, 1));
+  out[0] = static_cast<float>(static_cast<double>(integer(kIndex)) / cap);
   out[1] = std::log1p(static_cast<float>(integer(kTokens))) / 5;
   out[2] = std::exp(number(kMeanLogprob));
   out[3] = std::exp(number(kMinLogprob));
@@ -33,8 +34,9 @@ void signals(const Boundaries& b, std::int64_t i, float* out) {
   out[9] = integer(kLast) == 0;
   out[10] = integer(kLast) > 0;
   out[11] = number(kBudget);
-  out[12] = b.entropy ? b.entropy[i] : 0;
-  out[13] = b.max_prob ? b.max_prob[i] : 0;
+  const bool scouted = b.entropy && b.max_prob;
+  out[12] = scouted ? b.entropy[i] : 0;
+  out[13] = scouted ? b.max_prob[i] : 0;
 }
 
 const void* matrix(const char* name, const Tensor& t, std::int64_t rows, std::int64_t columns, ScalarType type) {
@@ -45,7 +47,7 @@ const void* matrix(const char* name, const Tensor& t, std::int64_t rows, std::in
   return t.data_ptr();
 }
 
-using Routed = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Routed = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // action, logprob [n], probs [n, K], features [n, H + S]
 
 Routed route(const Tensor& ints, const Tensor& floating, std::int64_t cap, const MaybeTensor& entropy,
              const MaybeTensor& max_prob, const MaybeTensor& hidden, const Tensor& packed, std::int64_t actions,
@@ -63,7 +65,8 @@ Routed route(const Tensor& ints, const Tensor& floating, std::int64_t cap, const
                      static_cast<const float*>(matrix("floats", floating, kFloats, n, ScalarType::Float)),
                      entropy ? floats("scout_entropy", *entropy, n) : nullptr,
                      max_prob ? floats("scout_maxprob", *max_prob, n) : nullptr, n, cap};
-  RORO_CHECK(hidden.has_value() == (H > 0), "hidden: ", hidden ? "given" : "missing", ", but weights were packed for ", H);
+  RORO_CHECK(hidden.has_value() == (H > 0), "hidden: ", hidden ? "given" : "missing",
+             ", but weights were packed for ", H);
   const auto* states = hidden ? static_cast<const float*>(matrix("hidden", *hidden, n, H, ScalarType::Float)) : nullptr;
   if (bias) a.bias = static_cast<const float*>(matrix("bias", *bias, n, K, ScalarType::Float));
   RORO_CHECK(temperature >= 0, "temperature: ", temperature, " is negative or NaN; use 0 for greedy");
@@ -82,7 +85,7 @@ Routed route(const Tensor& ints, const Tensor& floating, std::int64_t cap, const
   a.uniforms = b.floats + kUniforms * n;
   a.bias_stride = K;
   a.temperature = static_cast<float>(temperature);
-  a.eps = 1e-6f;
+  a.eps = 1e-6f;  // as `router_score` has it
   a.action = pointer<std::int64_t>(std::get<0>(out));
   a.logprob = pointer<float>(std::get<1>(out));
   a.probs = pointer<float>(std::get<2>(out));

@@ -291,8 +291,8 @@ class PairsConfig:
 class RouterConfig:
     """The routing policy and its GRPO. R = 1[correct] - lambda_cost * cost share + beta * process score in [-1, 1].
 
-    `process_reward` selects the score or one of the controls of METHOD.md section 7. With `scale_hidden` the scout's
-    hidden state weighs as much as all signals together at the start, however wide it is; else a dimension as a signal.
+    `process_reward` selects the score or one of the controls of METHOD.md section 7. With `scale_hidden` a
+    hidden state wider than the signals is scaled down to the weight of them all; else a dimension counts as a signal.
     """
 
     action_space: str = "next"
@@ -322,6 +322,11 @@ class RouterConfig:
             self.signals or self.hidden,
             "router.signals",
             "is off and so is router.hidden; switch one on",
+        )
+        require(
+            not self.scale_hidden or (self.hidden and self.signals),
+            "router.scale_hidden",
+            "weighs the hidden state against the signals; switch both on, or this off",
         )
         choose(self.process_reward, "router.process_reward", PROCESS_REWARDS)
         choose(self.scale_rewards, "router.scale_rewards", ("group", "batch", "none"))

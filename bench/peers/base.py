@@ -114,6 +114,7 @@ class Stepwise(Peer):
         since = [0.0] * len(ids)
         waiting, active = deque(range(len(ids))), 0
         step_seconds: list[float] = []
+        came: list[tuple[int, int, int]] = []  # sequence, step, tokens
         begin = time.perf_counter()
 
         def hand_over(i: int) -> None:
@@ -125,9 +126,7 @@ class Stepwise(Peer):
                 hand_over(waiting.popleft())
                 active += 1
             for i, new in self.advance():
-                wanted = work.sequences[i].steps[at[i]][1]
-                if len(new) != wanted:
-                    raise RuntimeError(f"sequence {i}, step {at[i]}: {len(new)} tokens came, {wanted} were forced")
+                came.append((i, at[i], len(new)))
                 step_seconds.append(time.perf_counter() - since[i])
                 ids[i] += new
                 at[i] += 1
@@ -137,6 +136,9 @@ class Stepwise(Peer):
                     self.finish(i)
                     active -= 1
         seconds = time.perf_counter() - begin
+        for i, step, n in came:
+            if n != (wanted := work.sequences[i].steps[step][1]):
+                raise RuntimeError(f"sequence {i}, step {step}: {n} tokens came, {wanted} were forced")
         tokens = [t[len(s.prompt) :] for t, s in zip(ids, work.sequences, strict=True)]
         known = self._tokens is not None
         return Outcome(seconds, tokens, step_seconds, self._tokens, self._pairs if known else None)

@@ -33,10 +33,10 @@ from roro_fast.train.setup import Workbench
 
 RESULT = Path(__file__).parents[1] / "results" / "hidden_smol.json"
 ROOT = Path("runs/hidden_study")
-VARIANTS = {  # signals alone are what the others are compared with
-    "signals_only": ("router.hidden=false",),
+VARIANTS = {  # the first is what the others are compared with, and collects for all
+    "signals_only": ("router.hidden=false", "router.scale_hidden=false"),
     "scaled_hidden": ("router.hidden=true", "router.scale_hidden=true"),
-    "plain_hidden": ("router.hidden=true",),
+    "plain_hidden": ("router.hidden=true", "router.scale_hidden=false"),
 }
 BASELINES = ("all_small", "all_large", "confidence")  # one seed stands for all
 BASE = "signals_only"
@@ -45,7 +45,7 @@ console = Console()
 
 def config_of(name: str, seed: int, overrides: list[str]) -> Config:
     where = [f"run.dir={ROOT}", f"run.name={name}-{seed}", f"run.seed={seed}", "task.seed=0"]
-    return load_config("smol_study", [*where, *VARIANTS[name], "router.process_reward=none", *overrides])
+    return load_config("smol_study", [*where, *overrides, *VARIANTS[name], "router.process_reward=none"])
 
 
 def run_seed(seed: int, overrides: list[str]) -> None:

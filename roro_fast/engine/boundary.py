@@ -46,7 +46,7 @@ Texts = Callable[[int, Step | None], list[str]]  # of a slot's steps so far, and
 def build(
     slots: Slots, batcher: Any, rows: np.ndarray, num_models: int, scout: Scout | None, texts: Texts
 ) -> BoundaryBatch:
-    """Boundary rows of one policy."""
+    """Boundary rows of one policy and one step cap."""
     regenerate = bool(slots.regenerate[rows[0]])
     ints, floats = batcher.boundary(rows, regenerate)
     slot = rows.tolist()

@@ -305,7 +305,7 @@ class StepEngine:
             with self.forward.on(launched.model), mark("record"):
                 self._take(launched, sampled, asked)
 
-    def _take(self, launched: Launched, sampled: list[np.ndarray], asked: Sequence[boundary.Asked]) -> None:
+    def _take(self, launched: Launched, sampled: Sequence[np.ndarray], asked: Sequence[boundary.Asked]) -> None:
         m, rows, batcher = launched.model, launched.rows, self.forward.batcher
         token, logprob, entropy, _, finite = sampled
         if asked or not batcher.plain(m, rows, finite):

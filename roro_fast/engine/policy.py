@@ -8,9 +8,15 @@ from typing import Any, Protocol
 import torch
 
 
-def _row(matrix: str, i: int, what: str) -> property:
+class _Row:
     """Row i of one of a batch's matrices, under a name of its own."""
-    return property(lambda batch: getattr(batch, matrix)[i], doc=what)
+
+    def __init__(self, matrix: str, i: int, what: str) -> None:
+        self.matrix, self.i, self.__doc__ = matrix, i, what
+
+    def __get__(self, batch: Any, owner: type) -> torch.Tensor:
+        row: torch.Tensor = getattr(batch, self.matrix)[self.i]
+        return row
 
 
 @dataclass(slots=True)
@@ -18,10 +24,10 @@ class BoundaryBatch:
     """All sequences that reached a step boundary in this iteration. N rows, K models.
 
     Row statistics describe the step just written ("next": the last finished step, zeros before the first;
-    "regenerate": the draft under judgement). Log-probs in nats. They are the rows of two matrices on the host, by
-    number or by name. `scout_entropy` / `scout_maxprob` / `hidden` come from the smallest model's forward and are None
-    unless the policy sets `needs_scout`: `hidden` at the boundary token after which the step in question begins, the
-    other two at the last token written (of a draft: its end).
+    "regenerate": the draft under judgement). Log-probs in nats. All of this is in the rows of two matrices on the
+    host, which have names. `scout_entropy` / `scout_maxprob` / `hidden` come from the smallest model's forward and are
+    None unless the policy sets `needs_scout`: `hidden` at the boundary token after which the step in question begins,
+    the other two at the last token written (of a draft: its end).
     """
 
     ints: torch.Tensor  # [3, N] int64: step_index, step_tokens, last_model
@@ -34,18 +40,18 @@ class BoundaryBatch:
     scout_maxprob: torch.Tensor | None = None  # [N] float32
     hidden: torch.Tensor | None = None  # [N, H0] float32
 
-    step_index = _row("ints", 0, "[N] index of the step decided about")
-    step_tokens = _row("ints", 1, "[N] tokens of the step described")
-    last_model = _row("ints", 2, "[N] writer of the last step, -1 before the first")
-    mean_logprob = _row("floats", 0, "[N]")
-    min_logprob = _row("floats", 1, "[N]")
-    first_entropy = _row("floats", 2, "[N]")
-    mean_entropy = _row("floats", 3, "[N]")
-    run_min_conf = _row("floats", 4, "[N] min over past steps of exp(mean_logprob)")
-    run_prod_conf = _row("floats", 5, "[N] product over past steps of exp(mean_logprob)")
-    large_share = _row("floats", 6, "[N] share of generated tokens not by model 0")
-    budget = _row("floats", 7, "[N] requested cost share in [0, 1]; 1 when none was requested")
-    uniforms = _row("floats", 8, "[N] in [0, 1), the randomness a sampling policy must use")
+    step_index = _Row("ints", 0, "[N] index of the step decided about")
+    step_tokens = _Row("ints", 1, "[N] tokens of the step described")
+    last_model = _Row("ints", 2, "[N] writer of the last step, -1 before the first")
+    mean_logprob = _Row("floats", 0, "[N]")
+    min_logprob = _Row("floats", 1, "[N]")
+    first_entropy = _Row("floats", 2, "[N]")
+    mean_entropy = _Row("floats", 3, "[N]")
+    run_min_conf = _Row("floats", 4, "[N] min over past steps of exp(mean_logprob)")
+    run_prod_conf = _Row("floats", 5, "[N] product over past steps of exp(mean_logprob)")
+    large_share = _Row("floats", 6, "[N] share of generated tokens not by model 0")
+    budget = _Row("floats", 7, "[N] requested cost share in [0, 1]; 1 when none was requested")
+    uniforms = _Row("floats", 8, "[N] in [0, 1), the randomness a sampling policy must use")
 
     def __len__(self) -> int:
         return self.ints.shape[1]

@@ -4,7 +4,8 @@
     python -m roro_fast.eval.check_smol --preset smol_gsm --tasks gym:gsm_symbolic,arithmetic,svamp.jsonl
 
 Every answer is decoded greedily by the engine as the preset sets it up; "random" lets a coin choose the writer of every
-step. Benchmark files are asked with `INSTRUCTION`, the last words of gsm_symbolic's questions.
+step. Benchmark files are asked with `INSTRUCTION`, the last words of gsm_symbolic's questions, unless the configuration
+has one.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import torch
 
 from roro_fast.config_io import load_config
 from roro_fast.engine import RoutingPolicy, Trajectory
+from roro_fast.errors import ConfigError
 from roro_fast.eval.sweep import Runner
 from roro_fast.files import write_json
 from roro_fast.routing import Constant, RandomRouter
 from roro_fast.tasks.base import Query
 from roro_fast.tasks.mixture import MIXTURES
-from roro_fast.tasks.prompting import encode_prompt
-from roro_fast.train.setup import Workbench
+from roro_fast.tasks.prompting import encode_prompts
+from roro_fast.train.setup import Workbench, distinct
 
 POLICIES: dict[str, RoutingPolicy] = {
     "small": Constant(0, "small"),
@@ -43,10 +45,15 @@ def measure(
     config: Sequence[str], split: str, queries: int, names: Sequence[str] = tuple(MIXTURES), preset: str = "smol"
 ) -> dict[str, Any]:
     """Figures of a preset under overrides, on `queries` questions per family of the mixtures or other tasks `names`."""
+    labels = [Path(name).stem if is_file(name) else name for name in names]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--tasks: two of {', '.join(names)} would have one name; measure them apart")
     bench = Workbench(load_config(preset, config))
-    e = bench.config.engine
+    e, t = bench.config.engine, bench.config.task
     limits = {"max_new_tokens": e.max_new_tokens, "max_steps": e.max_steps}
     out: dict[str, Any] = {
+        "preset": preset,
+        "overrides": [*config],
         "split": split,
         "queries_per_family": queries,
         "layers": [m.config.num_layers for m in bench.models],
@@ -55,11 +62,13 @@ def measure(
         "torch": torch.__version__,
         "mixtures": {},
     }
-    for name in names:
+    for name, label in zip(names, labels, strict=True):
         task = Workbench(load_config(bench.config, [f"task.name={name}"])).task
-        asked = bench.asked(task.queries(split, queries * len(MIXTURES.get(name, [name])), bench.config.task.seed))
-        words = bench.config.task.system, INSTRUCTION if is_file(name) else ""
-        prompts = [(q, encode_prompt(bench.tokenizer, q, *words)) for q in asked]
+        asked = bench.asked(task.queries(split, queries * len(MIXTURES.get(name, [name])), t.seed))
+        words: dict[str, Any] = {"system": t.system or None, "instruction": t.instruction, "chat": t.chat}
+        if is_file(name) and not t.instruction:
+            words["instruction"] = INSTRUCTION
+        prompts = [(q, encode_prompts(distinct(bench.tokenizers), q, **words)) for q in asked]
         runner = Runner(bench.engine, task, prompts, limits)
         rows: dict[str, Any] = {}
         found: dict[str, list[Trajectory]] = {}
@@ -69,7 +78,7 @@ def measure(
             rows[arm] = summary(asked, found[arm]) | {"seconds": round(time.perf_counter() - start, 1)}
         both = Counter((bool(s.correct), bool(t.correct)) for s, t in zip(found["small"], found["large"], strict=True))
         rows["only_large_right"], rows["only_small_right"] = both[False, True], both[True, False]
-        out["mixtures"][Path(name).stem if is_file(name) else name] = rows
+        out["mixtures"][label] = rows
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ARMS = ("small", "random", "large")
@@ -16,14 +16,9 @@ def pair(found: Mapping[str, Any]) -> str:
         for family, measured in arms["large"]["families"].items():
             cells = [_percent(arms[a]["families"][family]["accuracy"]) for a in ARMS]
             label = family.removeprefix("gym:")
-            label = f"{name}: {label}" if len(arms["large"]["families"]) > 1 else label
+            label = label if label == name.removeprefix("gym:") else f"{name}: {label}"
             lines.append(f"| {label} | {measured['n']} | {' | '.join(cells)} |")
-    verified = next(arms for arms in found["mixtures"].values() if "step_errors" in arms["large"])
-    kinds = [k for k in NAMES if k in verified["large"]["step_errors"]]
-    lines += ["", f"| wrong steps | {' | '.join(NAMES[k] for k in kinds)} |", f"| --- {'| --: ' * len(kinds)}|"]
-    for arm in ("small", "large"):
-        errors = verified[arm]["step_errors"]
-        lines.append(f"| {arm} | {' | '.join(_percent(errors[k]['rate']) if k in errors else '–' for k in kinds)} |")
+    lines += _steps([arms for arms in found["mixtures"].values() if "step_errors" in arms["large"]])
     (a, b), (p, q) = found["layers"], found["parameters"]
     lines += [
         "",
@@ -31,6 +26,18 @@ def pair(found: Mapping[str, Any]) -> str:
         f"{q / 1e6:.0f} million parameters.",
     ]
     return "\n".join(lines)
+
+
+def _steps(verified: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often the steps of the first of these mixtures are wrong; nothing where there is none."""
+    if not verified:
+        return []
+    kinds = [k for k in NAMES if k in verified[0]["large"]["step_errors"]]
+    lines = ["", f"| wrong steps | {' | '.join(NAMES[k] for k in kinds)} |", f"| --- {'| --: ' * len(kinds)}|"]
+    for arm in ("small", "large"):
+        errors = verified[0][arm]["step_errors"]
+        lines.append(f"| {arm} | {' | '.join(_percent(errors[k]['rate']) if k in errors else '–' for k in kinds)} |")
+    return lines
 
 
 def _percent(share: float) -> str:

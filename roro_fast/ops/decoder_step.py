@@ -85,7 +85,7 @@ class Drawn:
         self._arrays = token[0], *statistics, finite[0]
         self._out = tuple(map(torch.from_numpy, (token, statistics, finite)))
         self.sampled = SampledStep(*map(torch.from_numpy, self._arrays))
-        self._first: dict[int, list[np.ndarray]] = {}
+        self._first: dict[int, tuple[np.ndarray, ...]] = {}
         self._rows = 0
 
     def draw(
@@ -95,9 +95,9 @@ class Drawn:
         native.call("sample_stage", logits, vocab, rows, numbers, truncated, *self._out)
         self._rows = n
 
-    def wait(self) -> list[np.ndarray]:
+    def wait(self) -> tuple[np.ndarray, ...]:
         """The fields of `sampled`, of the rows drawn last; they are overwritten by the next draw."""
         n = self._rows
         if n not in self._first:
-            self._first[n] = [a[:n] for a in self._arrays]
+            self._first[n] = tuple(a[:n] for a in self._arrays)
         return self._first[n]

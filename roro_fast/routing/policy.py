@@ -97,7 +97,8 @@ class PolicyNetwork(nn.Module):
     def standardize(self, features: torch.Tensor, scale_hidden: bool = False) -> None:
         """Set the input standardisation from sample features [D, H + S]; constant inputs are left out.
 
-        scale_hidden: as a whole the hidden state then has the variance of all signals, where it is wider than these.
+        scale_hidden: a hidden state of more dimensions than there are signals is scaled down to the variance that all
+        of these would have together, if none was constant.
         """
         h = self.config.hidden_size
         x = torch.cat((rms_norm(features[:, :h].float()), features[:, h:].float()), -1)
@@ -116,6 +117,7 @@ class PolicyNetwork(nn.Module):
         return self._states(batch).to(device, non_blocking=True), sig
 
     def _states(self, batch: BoundaryBatch) -> torch.Tensor:
+        """The scout's states [N, H]; raises ConfigError where there are none, or of another width."""
         if batch.hidden is None or batch.hidden.shape[-1] != self.config.hidden_size:
             got = None if batch.hidden is None else batch.hidden.shape[-1]
             raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
@@ -127,9 +129,9 @@ class PolicyNetwork(nn.Module):
         if self.bias or self.config.calibration:
             bias = torch.zeros(len(batch), self.config.num_models)
             bias[:, 0] = self.bias + self.budget_bias(batch.budget)
-        here = batch.scout_entropy is None or batch.scout_entropy.is_cpu
-        if here and self.config.use_signals and weights.packed is not None and served_on_cpu(weights.w1.dtype):
-            return Decisions(*self._fused(batch, weights.packed, bias))
+        packed = weights.packed if self.config.use_signals and served_on_cpu(weights.w1.dtype) else None
+        if packed is not None and _plain(batch):
+            return Decisions(*self._fused(batch, packed, bias))
         hidden, sig = self.inputs(batch)
         if bias is not None:
             bias = bias.to(sig.device, non_blocking=True)
@@ -138,14 +140,16 @@ class PolicyNetwork(nn.Module):
         features = torch.cat((hidden, sig), -1) if self.config.hidden_size else sig
         return Decisions(out.action, out.logprob, out.probs, features)
 
-    def _fused(self, batch: BoundaryBatch, packed: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
-        """The fields of `Decisions`, from the batch's matrices in one call."""
-        hidden = self._states(batch).float().contiguous() if self.config.hidden_size else None
-        scouted = batch.scout_entropy, batch.scout_maxprob
-        return native.call(
-            "route", batch.ints, batch.floats, batch.step_cap, *scouted, hidden, packed, self.config.num_models, bias,
-            self.temperature,
+    def _fused(
+        self, batch: BoundaryBatch, packed: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The fields of `Decisions`, from the batch's matrices in one call; csrc/bind_torch_route.cpp."""
+        hidden = self._states(batch) if self.config.hidden_size else None
+        out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = native.call(
+            "route", batch.ints, batch.floats, batch.step_cap, batch.scout_entropy, batch.scout_maxprob, hidden, packed,
+            self.config.num_models, bias, self.temperature,
         )  # fmt: skip
+        return out
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """[N, K] logits from stored decision features [N, H + S], with autograd."""
@@ -195,3 +199,11 @@ class PolicyNetwork(nn.Module):
         except RuntimeError as e:
             raise CheckpointError(f"{path}/model.safetensors: does not fit its config.json ({e})") from e
         return policy
+
+
+def _plain(batch: BoundaryBatch) -> bool:
+    """Whether the batch is as engines on CPU make it: what the scout saw in whole float32 arrays on the host."""
+    seen = (batch.floats, batch.hidden, batch.scout_entropy, batch.scout_maxprob)
+    return batch.ints.is_contiguous() and all(
+        x is None or x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in seen
+    )

@@ -1,8 +1,9 @@
 """The batches that adapters are trained on: worked solutions of reasoning-gym's questions.
 
-Solutions are ours (`tasks.worked`) for the arithmetic mixture, the package's own for gsm_symbolic, whose questions and
-solutions are templates made of GSM8K's (Mirzadeh et al., arXiv 2410.05229). The questions come from the tasks' own
-train split (`tasks.gym`), under seeds that no run uses for its queries.
+Solutions are ours (`tasks.worked`) for the arithmetic mixture, the package's own for gsm_symbolic. The questions of the
+latter are some 80 templates, made of questions of GSM8K's test set (Mirzadeh et al., arXiv 2410.05229), with other
+names and numbers: its splits share the templates, and GSM8K is no held-out test of who was trained on it. Questions
+come from the tasks' own train split (`tasks.gym`), under seeds that no run uses for its queries.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Corpus:
         self.weights = WEIGHTS[data]
         self.tokenizer, self.batch, self.seed, self.pool, self.split = tokenizer, batch, seed, pool, split
         parts: list[Gym] = [*Mixture("arithmetic").parts, Gym("gsm_symbolic")]
-        self.tasks = {part.task: part for part in parts}
+        self.tasks = {part.task: part for part in parts if part.task in self.weights}
         self._block = lru_cache(maxsize=2 * len(self.tasks))(self._draw)
         self._pooled = lru_cache(maxsize=1)(self._fill)
 

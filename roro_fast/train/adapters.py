@@ -37,7 +37,8 @@ from roro_fast.train.setup import resolve_model
 class Recipe:
     """Adapter and schedule of one model: the base's `first` layers, not adapted, and of the others those in `upper`.
 
-    `upper` lists numbers ("20 29"; empty: all), `init` is an adapter of the same rank to start from (empty: none).
+    `upper` lists numbers ("20 29"; empty: all), `init` is an adapter of the same rank to start from, a directory or a
+    packaged name (empty: none).
     `batch` counts problems, `decay` is the last share of `steps`, `data` a key of `adapter_data.WEIGHTS`.
     """
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from roro_fast.eval.check_smol import kind, summary
+from roro_fast.errors import ConfigError
+from roro_fast.eval.check_smol import kind, measure, summary
 from roro_fast.eval.smol_tables import pair
 from roro_fast.tasks.base import Query
 
@@ -51,6 +52,21 @@ def test_a_summary_counts_by_family_and_kind():
     assert found["step_errors"] == {"+": {"n": 2, "rate": 0.5}, "answer": {"n": 2, "rate": 0.0}}
     assert found["finish"] == {"eos": 2, "length": 1}
     assert "step_errors" not in summary(queries("a"), [Answer(True)])
+
+
+def test_a_table_without_verified_steps_has_none_of_their_lines():
+    arm = {"families": {"gym:gsm_symbolic": {"n": 4, "accuracy": 0.25}}}
+    found = {
+        "mixtures": {"gym:gsm_symbolic": {a: arm for a in ("small", "random", "large")}}, "layers": [1, 2],
+        "parameters": [10, 20], "split": "test", "dtype": "bfloat16",
+    }  # fmt: skip
+    lines = pair(found).split("\n")
+    assert lines[2] == "| gsm_symbolic | 4 | 25.0 % | 25.0 % | 25.0 % |" and "wrong steps" not in "".join(lines)
+
+
+def test_tasks_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match=r"--tasks: two of a/x\.jsonl, b/x\.jsonl would have one name"):
+        measure([], "test", 1, ["a/x.jsonl", "b/x.jsonl"])
 
 
 def test_the_table_names_families_kinds_and_sizes():
