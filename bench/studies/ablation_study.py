@@ -1,7 +1,8 @@
 """Ablations of RoRo on the nano pair, and transfer between kinds of step: several seeds, one test split each.
 
-    python -m bench.studies.ablation_study run --seeds 0 1 2   # resumable; split the seeds over processes to go faster
-    python -m bench.studies.ablation_study collate             # bench/results/{ablations,transfer}_nano*.json
+    python -m bench.studies.ablation_study run --seeds 0 1 2       # resumable; split the seeds over processes
+    python -m bench.studies.ablation_study transfer --seeds 0 ... 9
+    python -m bench.studies.ablation_study collate                 # bench/results/{ablations,transfer}_nano*.json
 
 Each seed is a run of the `nano_study` preset, which begins where that study's run of the same seed has already come to;
 a variant keeps what its change does not touch (collection, pairs, Judge). Routers are measured after 5 and after all
@@ -168,9 +169,15 @@ def run_transfer(seed: Seed) -> None:
 
 
 def whole_seeds() -> list[int]:
-    """Seeds of which every variant is measured, and the transfer, which comes before them."""
+    """Seeds of which every variant is measured."""
     names = (BASE, *VARIANTS)
     return [s for s in range(100) if all((ROOT / f"{n}-{s}" / POINTS / f"{n}.safetensors").is_file() for n in names)]
+
+
+def transferred_seeds() -> list[int]:
+    """Seeds of which every router of the transfer is measured at home and abroad."""
+    files = [f"transfer-{n}-{{}}/{at}/{n}.safetensors" for n in (BASE, *TRANSFERRED) for at in (TRAINED, OTHERS)]
+    return [s for s in range(100) if all((ROOT / f.format(s)).is_file() for f in files)]
 
 
 def histories(seeds: Sequence[int]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -191,12 +198,12 @@ def collate(resamples: int) -> None:
         "transfer_nano_trained": (TRAINED, [OUTCOME_ONLY], f"ledger:{KINDS_TRAINED}"),
         "transfer_nano_others": (OTHERS, [OUTCOME_ONLY], f"ledger:{KINDS_TESTED}"),
     }
-    seeds = whole_seeds()
     for name, (folder, references, task) in studies.items():
+        seeds = whole_seeds() if folder == POINTS else transferred_seeds()
         paths = [p for s in seeds for p in sorted(ROOT.glob(f"*-{s}/{folder}/*.safetensors"))]
         found = points.gather(paths, BASELINES)
         meta = {
-            "command": "python -m bench.studies.ablation_study run; ... collate",
+            "command": "python -m bench.studies.ablation_study run; ... transfer --seeds 0 ... 9; ... collate",
             "config": dataclasses.asdict(Seed(0).config(BASE)),
             "variants": {k: list(v.overrides) for k, v in VARIANTS.items()},
             "versions": provenance(),
@@ -210,7 +217,7 @@ def collate(resamples: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "collate"))
+    parser.add_argument("action", choices=("run", "transfer", "collate"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -222,8 +229,10 @@ def main() -> None:
         return
     for number in args.seeds:
         seed = Seed(number, tuple(args.overrides))
+        if args.action == "transfer":
+            run_transfer(seed)
+            continue
         base = run_base(seed)
-        run_transfer(seed)
         for name in args.variants:
             run_variant(name, seed, base)
 
