@@ -10,6 +10,8 @@ import yaml
 from roro_fast.config import Config
 from roro_fast.config_io import load_config, parse_size, presets, save_config
 from roro_fast.errors import ConfigError
+from roro_fast.eval.stages import check
+from roro_fast.train.setup import Workbench
 
 
 @pytest.mark.parametrize("name", presets())
@@ -17,6 +19,15 @@ def test_every_preset_loads_and_survives_a_save(name, tmp_path):
     config = load_config(name)
     save_config(config, tmp_path / "c.yaml")
     assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("name", [n for n in presets() if not n.startswith("qwen3")])  # whose questions are on the hub
+def test_a_preset_asks_only_for_arms_that_its_task_can_give(name):
+    pytest.importorskip("reasoning_gym")
+    bench = Workbench(load_config(name, ["task.n_test=4", "task.n_calibrate=4"]))
+    check(bench)
+    with pytest.raises(ConfigError, match=r"eval\.arms: 'oracle' needs a task that verifies steps"):
+        check(Workbench(load_config(bench.config, ["task.name=gym:gsm_symbolic", "eval.arms=[oracle]"])))
 
 
 def test_default_preset_is_nano_and_extends_reaches_the_child():
