@@ -27,7 +27,11 @@ def test_a_preset_asks_only_for_arms_that_its_task_can_give(name):
     bench = Workbench(load_config(name, ["task.n_test=4", "task.n_calibrate=4"]))
     check(bench)
     with pytest.raises(ConfigError, match=r"eval\.arms: 'oracle' needs a task that verifies steps"):
-        check(Workbench(load_config(bench.config, ["task.name=gym:gsm_symbolic", "eval.arms=[oracle]"])))
+        check(
+            Workbench(
+                load_config(bench.config, ["task.name=gym:gsm_symbolic", "eval.arms=[all_small, all_large, oracle]"])
+            )
+        )
 
 
 def test_default_preset_is_nano_and_extends_reaches_the_child():
