@@ -8,8 +8,8 @@ out. Without the `nvtx` package they do nothing.
 from __future__ import annotations
 
 import os
-import time
 from functools import cache
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -80,10 +80,10 @@ class _Times:
         self.seconds = self._since = 0.0
 
     def __enter__(self) -> None:
-        self._since = time.perf_counter()
+        self._since = perf_counter()
 
     def __exit__(self, *exc: object) -> None:
-        self.seconds += time.perf_counter() - self._since
+        self.seconds += perf_counter() - self._since
 
 
 _times: dict[str, _Times] = {}

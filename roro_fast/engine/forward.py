@@ -31,6 +31,9 @@ from roro_fast.ops.sample_step import SampledStep, sample_step
 from roro_fast.profiling import mark
 
 
+_HERE = nullcontext()  # one for all: making it would cost as much as entering it
+
+
 @dataclass(slots=True)
 class Launched:
     """A forward in flight. `rows` [N] slots whose last token it runs, `hidden` [N, H] their states and `sampled` their
@@ -112,7 +115,7 @@ class Forward:
     def on(self, m: int) -> AbstractContextManager[object]:
         """Work queued inside goes to the stream of model m, after its forward."""
         stream = self._streams[m]
-        return nullcontext() if stream is None else torch.cuda.stream(stream)
+        return _HERE if stream is None else torch.cuda.stream(stream)
 
     def launch(self, m: int) -> Launched | None:
         """Queue model m's forward over what it has not seen of the rows that wait for it, and the draw of their next
