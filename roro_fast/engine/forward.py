@@ -30,7 +30,6 @@ from roro_fast.ops.paged_attention import PrefixGroups, shared_prefixes
 from roro_fast.ops.sample_step import SampledStep, sample_step
 from roro_fast.profiling import mark
 
-
 _HERE = nullcontext()  # one for all: making it would cost as much as entering it
 
 
