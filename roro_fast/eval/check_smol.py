@@ -28,8 +28,7 @@ from roro_fast.files import write_json
 from roro_fast.routing import Constant, RandomRouter
 from roro_fast.tasks.base import Query
 from roro_fast.tasks.mixture import MIXTURES
-from roro_fast.tasks.prompting import encode_prompts
-from roro_fast.train.setup import Workbench, distinct
+from roro_fast.train.setup import Workbench
 
 POLICIES: dict[str, RoutingPolicy] = {
     "small": Constant(0, "small"),
@@ -49,7 +48,7 @@ def measure(
     if len(set(labels)) < len(labels):
         raise ConfigError(f"--tasks: two of {', '.join(names)} would have one name; measure them apart")
     bench = Workbench(load_config(preset, config))
-    e, t = bench.config.engine, bench.config.task
+    e = bench.config.engine
     limits = {"max_new_tokens": e.max_new_tokens, "max_steps": e.max_steps}
     out: dict[str, Any] = {
         "preset": preset,
@@ -64,11 +63,8 @@ def measure(
     }
     for name, label in zip(names, labels, strict=True):
         task = Workbench(load_config(bench.config, [f"task.name={name}"])).task
-        asked = bench.asked(task.queries(split, queries * len(MIXTURES.get(name, [name])), t.seed))
-        words: dict[str, Any] = {"system": t.system or None, "instruction": t.instruction, "chat": t.chat}
-        if is_file(name) and not t.instruction:
-            words["instruction"] = INSTRUCTION
-        prompts = [(q, encode_prompts(distinct(bench.tokenizers), q, **words)) for q in asked]
+        asked = bench.asked(task.queries(split, queries * len(MIXTURES.get(name, [name])), bench.config.task.seed))
+        prompts = [(q, bench.encode(q, INSTRUCTION if is_file(name) else "")) for q in asked]
         runner = Runner(bench.engine, task, prompts, limits)
         rows: dict[str, Any] = {}
         found: dict[str, list[Trajectory]] = {}

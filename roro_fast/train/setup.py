@@ -293,11 +293,14 @@ class Workbench:
             return queries
         return [in_thought(q) for q in queries]
 
-    def encode(self, query: Query) -> list[int]:
+    def encode(self, query: Query, instruction: str = "") -> list[int]:
         """Prompt ids of a query, the tokenizer's chat template applied once; a `Prompt` where there are several.
+
+        instruction: what the question is followed by where the configuration has no words for that.
 
         A prompt longer than the context is the engine's to refuse, so that a long run can count it and go on.
         """
         t = self.config.task
-        settings: dict[str, Any] = {"system": t.system or None, "instruction": t.instruction, "chat": t.chat}
+        words = t.instruction or instruction
+        settings: dict[str, Any] = {"system": t.system or None, "instruction": words, "chat": t.chat}
         return encode_prompts(distinct(self.tokenizers), query, **settings)
