@@ -133,7 +133,7 @@ class BatcherHolder {
 
   py::tuple census() const {
     const roro::Census c = batcher_.census();
-    return py::make_tuple(c.paused, c.free, c.ready);
+    return py::make_tuple(c.paused, c.free, py::array_t<std::int64_t>(c.ready.size(), c.ready.data()));
   }
 
   py::object schedule(std::int64_t part) {

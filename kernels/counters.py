@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 _PER_STREAM = 1 << 16
-_ARENA = 1 << 20
+_ARENA = 1 << 23  # enough for the launches of some hundreds of captured forwards
 _blocks: dict[tuple[torch.device, int], torch.Tensor] = {}
 _arenas: dict[torch.device, tuple[torch.Tensor, int]] = {}
 

@@ -25,6 +25,10 @@ _PROGRAMS = 256  # shares are cut until there are about so many; fixed, so that 
 _MAX_SPLITS = 16
 
 
+# Counts of a batch change from call to call: variants compiled for a count of 1, or a multiple of 16, would not pay.
+_COUNTS = ["n_tokens", "n_sequences", "n_members", "n_groups", "table_width", "pages"]
+
+
 @triton.jit
 def _segment_of(tile, cu, n, BLOCK_Q: tl.constexpr):
     """The segment of ragged tokens that a tile belongs to: segment i owns tiles cu[i] // BLOCK_Q + i and on."""
@@ -73,7 +77,7 @@ def _attend(
     return out / tl.where(some, total, 1.0)[:, None], lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def prefix_attention_kernel(
     q, k_pages, v_pages, page_table, cu_seqlens, members, offsets, lengths, member_cu, group_cu, partial, partial_lse,
     n_tokens, n_members, n_groups, table_width, scale, pages, page_size,
@@ -117,7 +121,7 @@ def prefix_attention_kernel(
         tl.store(partial_lse + share + token * HEADS + head, lse, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def paged_attention_kernel(
     q, k_pages, v_pages, page_table, kv_lens, cu_seqlens, group_of, lengths, output, partial, partial_lse, arrived,
     n_tokens, n_sequences, table_width, scale, pages, page_size,
@@ -231,25 +235,35 @@ _prefixes = WeakTensorKeyDictionary()
 
 
 def _prepare(prefix: Any, cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(group of each sequence or -1, first query of each member, of each group), kept for the layers of a forward."""
+    """What `places` gives: brought along, or kept for the layers of a forward where tensors can tell of changes."""
+    if (given := getattr(prefix, "places", None)) is not None:
+        known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = given
+        return known
     members, offsets, _ = prefix
     stamp = None
     if not any(t.is_inference() for t in (members, offsets, cu_seqlens)):
         stamp = (id(cu_seqlens), *(t._version for t in (members, offsets, cu_seqlens)))
         found = _prefixes.get(members)
         if found is not None and found[0] == stamp:
-            result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = found[1]
-            return result
+            kept: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = found[1]
+            return kept
+    result = places(members, offsets, cu_seqlens)
+    if stamp is not None:
+        _prefixes[members] = (stamp, result, cu_seqlens)  # holding cu_seqlens keeps its id its own
+    return result
+
+
+def places(
+    members: torch.Tensor, offsets: torch.Tensor, cu_seqlens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(group of each sequence or -1, first query of each member, of each group), without looking at the device."""
     counts = cu_seqlens.diff()
     member_cu = torch.zeros(len(members) + 1, dtype=torch.int64, device=members.device)
     member_cu[1:] = counts[members].cumsum(0)
     group_of = torch.full_like(counts, -1)
     groups = torch.arange(len(offsets) - 1, device=members.device)
     group_of[members] = groups.repeat_interleave(offsets.diff(), output_size=len(members))
-    result = (group_of, member_cu, member_cu[offsets])
-    if stamp is not None:
-        _prefixes[members] = (stamp, result, cu_seqlens)  # holding cu_seqlens keeps its id its own
-    return result
+    return group_of, member_cu, member_cu[offsets]
 
 
 def paged_attention(

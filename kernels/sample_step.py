@@ -71,7 +71,7 @@ def _threshold(row, maxima, low, top, k, limit, v, t, chunks, BY_COUNT: tl.const
 def _truncated_token(row, maxima, top, u, k, p, v, t, chunks, CHUNK: tl.constexpr):
     """Inverse CDF over what top-k and then top-p leave; equal logits stay in the order of their ids."""
     threshold = _key(tl.full([], float("-inf"), tl.float32))
-    ties = v.to(tl.int64)
+    ties = tl.cast(v, tl.int64)
     if k < v:
         threshold = _threshold(row, maxima, threshold, top, k, 0.0, v, t, chunks, True, CHUNK)
     count, mass = _above(row, maxima, threshold, top, v, t, chunks, CHUNK)
@@ -153,7 +153,7 @@ def _finish_row(
         mass = tl.where(some, hsum * tl.exp(tl.div_rn(m, t) - hottest), 0.0).to(tl.float64)
         taken = _sampled_token(row, mass, c, u, hottest, v, t, CHUNK)
         if top_k is not None or top_p is not None:
-            k = v.to(tl.int64)
+            k = tl.cast(v, tl.int64)
             if top_k is not None:
                 asked = tl.load(top_k + n)
                 k = tl.where(asked > 0, asked, k)
@@ -163,7 +163,7 @@ def _finish_row(
             if (k < v) | (p < 1):
                 taken = _truncated_token(row, maxima + n * chunks, hottest, u, k, p, v, t, chunks, CHUNK)
     taken = tl.where(good, taken, 0)
-    size = v.to(tl.float32)
+    size = tl.cast(v, tl.float32)
     log_total = tl.log(tl.where(good, total, size))
     x = tl.load(row + taken).to(tl.float32)
     tl.store(token + n, taken)

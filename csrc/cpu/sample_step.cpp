@@ -39,6 +39,7 @@ struct Row {
 
 struct Scratch {
   std::vector<BlockSums> blocks;
+  std::vector<float> scales;  // exp of each block's maximum less the row's, over the temperature
   std::vector<Candidate> candidates;
   std::vector<float> values, masses, tops;
 };
@@ -57,19 +58,32 @@ std::int64_t first_of(const Row& row, const std::vector<BlockSums>& blocks, floa
   return i;
 }
 
+void scale_blocks(Scratch& s, float top, float inverse_temperature, Exps exps) {
+  s.tops.clear();
+  for (const BlockSums& b : s.blocks) s.tops.push_back(b.top);
+  s.scales.resize(s.tops.size());
+  exps(s.tops.data(), s.tops.size(), top, inverse_temperature, s.scales.data());
+}
+
+// What block b weighs at the temperature that its scale is for.
+double mass(const Scratch& s, std::size_t b) {
+  return s.blocks[b].hot > 0 ? static_cast<double>(s.blocks[b].hot) * s.scales[b] : 0.0;
+}
+
+double total_mass(const Scratch& s) {
+  double total = 0;
+  for (std::size_t b = 0; b < s.blocks.size(); ++b) total += mass(s, b);
+  return total;
+}
+
 // The id at which the cumulative sum over all ids first exceeds its share; ids without mass are never taken.
 std::int64_t draw_plain(const Row& row, const Draw& d, const Scratch& s, Exps exps) {
-  double total = 0;
-  const auto mass = [&](const BlockSums& b) {
-    return b.hot > 0 ? b.hot * std::exp(static_cast<double>(b.top - d.top) / d.temperature) : 0.0;
-  };
-  for (const BlockSums& b : s.blocks) total += mass(b);
-  const double target = d.uniform * total;
+  const double target = d.uniform * total_mass(s);
   double sum = 0;
   std::size_t chosen = 0;
   double below = 0;
   for (std::size_t b = 0; b < s.blocks.size(); ++b) {
-    const double here = mass(s.blocks[b]);
+    const double here = mass(s, b);
     if (here > 0) chosen = b, below = sum;
     sum += here;
     if (sum > target) break;
@@ -118,11 +132,7 @@ float bound_of_top_k(const Draw& d, Scratch& s) {
 
 // What lies lower cannot be in the smallest set of mass >= top_p: even all of it would weigh less than 1 - top_p.
 float bound_of_top_p(const Row& row, const Draw& d, const Scratch& s) {
-  double total = 0;
-  for (const BlockSums& b : s.blocks) {
-    if (b.hot > 0) total += b.hot * std::exp(static_cast<double>(b.top - d.top) / d.temperature);
-  }
-  const double depth = std::log(row.vocab / ((1.0 - d.top_p) * total));
+  const double depth = std::log(row.vocab / ((1.0 - d.top_p) * total_mass(s)));
   return static_cast<float>(d.top / d.temperature - std::max(depth, 0.0) - 0.01);
 }
 
@@ -139,9 +149,7 @@ std::int64_t draw_truncated(const Row& row, const Draw& d, Scratch& s, Exps exps
     if (use_k) {
       for (Candidate* c = first; c < last; ++c) total += c->mass;
     } else {
-      for (const BlockSums& b : s.blocks) {
-        if (b.hot > 0) total += b.hot * std::exp(static_cast<double>(b.top - d.top) / d.temperature);
-      }
+      total = total_mass(s);
     }
     // Kept are those before which less than top_p lies: up to the one at which the sum reaches top_p.
     const double enough = std::nextafter(d.top_p * total, 0.0);
@@ -180,16 +188,19 @@ void sample_row(const SampleArgs& a, std::int64_t i, Scratch& s, ScanRow scan, E
     a.max_prob[i] = 1.0f / a.vocab;
     return;
   }
+  scale_blocks(s, d.top, 1, exps);
   double z = 0, moment = 0;
-  for (const BlockSums& b : s.blocks) {
+  for (std::size_t j = 0; j < s.blocks.size(); ++j) {
+    const BlockSums& b = s.blocks[j];
     if (!(b.mass > 0)) continue;
-    const double gap = static_cast<double>(b.top) - d.top, scale = std::exp(gap);
+    const double gap = static_cast<double>(b.top) - d.top, scale = s.scales[j];
     z += b.mass * scale;
     moment += scale * (b.moment + b.mass * gap);
   }
   const double log_z = std::log(z);
   a.entropy[i] = static_cast<float>(log_z - moment / z);
   a.max_prob[i] = static_cast<float>(1 / z);
+  if (hot && d.temperature != 1) scale_blocks(s, d.top, 1 / d.temperature, exps);
   const bool truncated = (d.top_k > 0 && d.top_k < a.vocab) || d.top_p < 1;
   a.token[i] = !hot ? first_of(row, s.blocks, d.top)
                : truncated ? draw_truncated(row, d, s, exps) : draw_plain(row, d, s, exps);

@@ -142,7 +142,7 @@ int launch(void (*kernel)(P...), dim3 grid, unsigned block, size_t shared_bytes,
   (void)stream;
   return emu::launch(grid, dim3(block), shared_bytes, [=] { kernel(static_cast<P>(args)...); });
 #else
-  if (shared_bytes > 48 * 1024) {
+  if (shared_bytes > 47 * 1024) {  // kernels have a little static shared memory besides
     const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (e != cudaSuccess) return int(e);
   }

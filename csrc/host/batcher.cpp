@@ -31,11 +31,11 @@ double pairs(std::int64_t tokens, std::int64_t context, std::int64_t window) {
 }  // namespace
 
 Census Batcher::census() const {
-  Census c{false, 0, 0};
+  Census c{false, 0, {}};
   for (std::int64_t slot = 0; slot < s_.num_slots; ++slot) {
     c.paused |= s_.paused[slot];
     c.free += s_.phase[slot] == kFree;
-    c.ready += s_.phase[slot] == kDecide;
+    if (s_.phase[slot] == kDecide) c.ready.push_back(slot);
   }
   return c;
 }

@@ -68,7 +68,8 @@ struct PartPool {
 
 struct Census {
   bool paused;  // a running row is
-  std::int64_t free, ready;
+  std::int64_t free;
+  std::vector<std::int64_t> ready;  // rows that the policy can decide now
 };
 
 class Batcher {

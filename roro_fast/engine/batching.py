@@ -66,11 +66,11 @@ class PythonBatcher:
     ) -> None:
         self.slots, self.kv, self.stage, self.delimiters, self.eos = slots, kv, stage, delimiters, eos
 
-    def census(self) -> tuple[bool, int, int]:
-        """(whether a row is preempted, free slots, rows that the policy can decide now)."""
-        slots = self.slots
-        free, ready = ((slots.phase == phase).sum() for phase in (Phase.FREE, Phase.DECIDE))
-        return bool(slots.paused.any()), int(free), int(ready)
+    def census(self) -> tuple[bool, int, np.ndarray]:
+        """(whether a row is preempted, free slots, the rows that the policy can decide now [N] int64)."""
+        phase = self.slots.phase
+        ready = np.flatnonzero(phase == Phase.DECIDE)
+        return bool(self.slots.paused.any()), int((phase == Phase.FREE).sum()), ready
 
     def schedule(self, part: int) -> tuple[int, ...] | None:
         """Take all rows that a forward of `part` has something to do for, with the pages that it takes, and lay them

@@ -45,13 +45,13 @@ class StepEngine:
     sequences. kv_bytes: size of the KV arena of a device. max_batch_tokens: tokens one forward may hold, longer prompts
     are chunked. max_model_len: context cap, default the smallest model's. overlap: queue the forwards of all models
     before waiting for the first, so that they run side by side and a row that is routed in this iteration is written
-    from the next. graphs: pad decode batches and replay them as CUDA graphs. Both are on by default on a GPU; results
-    are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is handed the source's
-    KV instead of computing it; answers are then approximate and labelled so in their meta. Off by default.
+    from the next. graphs: pad batches, all but long prefills, and replay them as CUDA graphs. Both are on by default
+    on a GPU; results are the same. projections: {(source, receiver): KVProjection}, gated maps by which a receiver is
+    handed the source's KV instead of computing it; answers are then approximate and labelled so in their meta. Off by
+    default.
     share_layers: run first layers that all models have in common, bit for bit, once per token for all of them, and keep
     their KV once: a switch then costs only the layers that differ. Default: where there are such layers, unless the
-    models have several tokenizers, or decode graphs or projections are on, with which it does not go. Answers are the
-    same.
+    models have several tokenizers, or graphs or projections are on, with which it does not go. Answers are the same.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class StepEngine:
         self._ids = 0
         self._done: list[Trajectory] = []
         self._rollouts: list[set[int]] = []  # request ids of each rollout that is being iterated
+        self._inference = torch.inference_mode()  # made once, which is dear; steps do not nest
         self._end = [""] * max_num_seqs  # finish reason that a step under judgement will bring if it is kept
 
     def _lay_out(self, depth: int) -> None:
@@ -134,6 +135,10 @@ class StepEngine:
         self.waiting.append((self._ids, request, policy))
         return self._ids
 
+    def warm_up(self, context: int, *, shared: bool = False, truncated: bool = False) -> int:
+        """Capture the CUDA graphs for contexts of up to `context` tokens before their use; see `Forward.warm_up`."""
+        return self.forward.warm_up(context, shared=shared, truncated=truncated)
+
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self._done) or self.forward.batcher.census()[1] < len(self.slots.phase)
@@ -147,6 +152,7 @@ class StepEngine:
                 del self.waiting[i]
                 return True
         for s in np.nonzero(self.slots.request_id == request_id)[0]:
+            self.forward.settle()
             self._release(int(s))
             return True
         return False
@@ -226,12 +232,15 @@ class StepEngine:
             for rid in mine:
                 self.abort(rid)
 
-    @torch.inference_mode()
     def step(self, *, same_weights: bool = False) -> list[Trajectory]:
         """One iteration: admit, decide, one forward per model with work. Returns what finished.
 
         same_weights: a promise that no weight has changed since the last step, which saves looking at them all.
         """
+        with self._inference:
+            return self._step(same_weights)
+
+    def _step(self, same_weights: bool) -> list[Trajectory]:
         if not same_weights:
             self.forward.look_at_weights()
         slots = self.slots
@@ -241,9 +250,9 @@ class StepEngine:
                 for s in np.flatnonzero(slots.phase == Phase.FREE)[: len(self.waiting)].tolist():
                     self._admit(s, *self.waiting.popleft())
             ready = self.forward.batcher.census()[2]
-        progress = bool(ready or self._done)
-        if ready:
-            self._decide(np.flatnonzero(slots.phase == Phase.DECIDE), None)
+        progress = bool(len(ready) or self._done)
+        if len(ready):
+            self._decide(ready, None)
         if self.shared_layers:
             progress |= self.forward.launch_shared()
         flying: list[tuple[Launched, list[boundary.Asked]]] = []
@@ -474,6 +483,7 @@ class StepEngine:
 
     def update_weights(self, model: int) -> None:
         """Tell the engine that the weights of `model` changed in place; nothing cached for it is reused."""
+        self.forward.settle()
         forget(self.models[model])
         depth = shared_layers(self.models) if self._share else 0
         if depth != self.shared_layers:

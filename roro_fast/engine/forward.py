@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from roro_fast.engine.batching import Batch, Stage
-from roro_fast.engine.graphs import DecodeGraphs, DecodeRows
+from roro_fast.engine.graphs import StepGraphs, replayable
 from roro_fast.engine.kv import KVCache
 from roro_fast.engine.memory import Memory
+from roro_fast.engine.padding import StepRows
 from roro_fast.engine.projection.catch_up import ProjectedCatchUp
 from roro_fast.engine.slots import Phase, Slots
 from roro_fast.engine.transfer import Download, upload
+from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import Cut, PagedBatch, infer, logits
 from roro_fast.models.trunk import trunk_params
@@ -73,9 +75,10 @@ class Forward:
         self._streams = [torch.cuda.Stream(m.device) if m.device.type == "cuda" else None for m in models]
         if depth:
             self._streams = self._streams[:1] * kv.num_parts
+        memory.taken = self.settle
         for stream in filter(None, self._streams):
             stream.wait_stream(torch.cuda.current_stream(stream.device))  # the KV arena and the weights are ready
-        self._graphs = [self._graphs_of(m, graph_rows) if graph_rows else None for m in range(len(models))]
+        self._graphs = [self._graphs_of(m, graph_rows) for m in range(len(models))]
         self._name_flops()
         self.name_ranges()
 
@@ -98,9 +101,11 @@ class Forward:
         self._catch_up_marks = [mark(f"catch-up/{name}") for name in names]
         self._sample_mark, self._schedule_mark = mark("sample"), mark("schedule")
 
-    def _graphs_of(self, m: int, rows: int) -> DecodeGraphs:
+    def _graphs_of(self, m: int, rows: int) -> StepGraphs | None:
         kv, model = self.kv, self.models[m]
-        return DecodeGraphs(
+        if not rows or not replayable(model):
+            return None
+        return StepGraphs(
             model,
             kv.pages[m],
             kv.page_size,
@@ -110,6 +115,18 @@ class Forward:
             max_pages=kv.table.shape[2],
             capture=model.device.type == "cuda",
         )
+
+    def warm_up(self, context: int, *, shared: bool = False, truncated: bool = False) -> int:
+        """Capture ahead of time, see `StepGraphs.warm_up`; returns how many graphs the models have together."""
+        if context < 1:
+            raise ConfigError(f"context: {context}; give the tokens of the longest context, at least 1")
+        self.look_at_weights()
+        captured = 0
+        for m, graphs in enumerate(self._graphs):
+            if graphs is not None:
+                with self.on(m):
+                    captured += graphs.warm_up(context, shared=shared, truncated=truncated)
+        return captured
 
     def on(self, m: int) -> AbstractContextManager[object]:
         """Work queued inside goes to the stream of model m, after its forward."""
@@ -137,14 +154,11 @@ class Forward:
                     return (Batch(*found) if found[0] else None), {}
         rows = self._waiting(part)
         if self.projecting is not None and len(rows):
-            self.projecting.project(part, rows, lambda: self._meet(part))
-        preempted = self.kv.stats.preemptions
+            self.projecting.project(part, rows, self.settle)
         with self._schedule_mark:
             rows, start, count, keys = self.memory.schedule(part, rows, self.max_tokens)
             if not len(rows):
                 return None, {}
-        if self.kv.stats.preemptions > preempted:
-            self._after_all(part)
         return Batch(*self.batcher.lay_out(part, rows, start, count)), keys
 
     def _waiting(self, part: int) -> np.ndarray:
@@ -153,20 +167,13 @@ class Forward:
         mine = (slots.phase == Phase.WRITE) & ((slots.writer == part) | (part == self.kv.trunk))
         return np.flatnonzero(mine | (slots.phase == Phase.SCOUT)) if scout else np.flatnonzero(mine)
 
-    def _after_all(self, m: int) -> None:
-        """Let model m's stream wait for the others: it was given pages that one of them may still be writing."""
-        mine = self._streams[m]
-        if mine is not None:
-            for other in self._streams:
-                if other is not None and other is not mine:
+    def settle(self) -> None:
+        """Let all streams, the caller's too, wait for each other: memory that a forward may still use changes hands."""
+        streams = list(filter(None, self._streams))
+        for mine in [*streams, *(torch.cuda.current_stream(s.device) for s in streams)]:
+            for other in streams:
+                if other is not mine:
                     mine.wait_stream(other)
-
-    def _meet(self, m: int) -> None:
-        """Let all streams wait for each other."""
-        self._after_all(m)
-        for other in filter(None, self._streams):
-            if (mine := self._streams[m]) is not None and other is not mine:
-                other.wait_stream(mine)
 
     def launch_shared(self) -> bool:
         """Queue the forward of the shared layers over what they have not seen of all rows. False when it is nothing."""
@@ -189,8 +196,8 @@ class Forward:
         graphs, decoding = self._graphs[m], batch.wanted == batch.tokens
         rows = self.stage.rows[0, : batch.wanted].copy()
         with (self._decode_marks if decoding else self._catch_up_marks)[m]:
-            if graphs is not None and decoding and batch.rows <= graphs.max_rows:
-                hidden, sampled = graphs.run(self._decode_rows(batch))
+            if graphs is not None and graphs.shapes.fits(batch.rows, batch.tokens, batch.wanted):
+                hidden, sampled = graphs.run(self._step_rows(batch))
             elif self._weights[m] is not None:
                 hidden, scores = self._compute(m, batch)
                 drawn, (_, settings, numbers, _) = self._drawn[m], self.stage.tensors
@@ -202,7 +209,14 @@ class Forward:
             return Launched(m, rows, hidden, sampled, Download(sampled))
 
     def look_at_weights(self) -> None:
-        """See what has changed of the weights that C++ kernels have packed; until the next call nothing may."""
+        """See what has changed of the weights that C++ kernels have packed; until the next call nothing may.
+
+        On a GPU the models' streams wait for what was queued on the caller's: weights, a router's too, may be changing.
+        """
+        for stream in filter(None, self._streams):
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+        for graphs in filter(None, self._graphs):
+            graphs.look_at_weights()
         self._weights = [step_weights(*part) if usable(part[0]) else None for part in self._spans]
 
     def _compute(self, part: int, b: Batch, below: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,12 +229,13 @@ class Forward:
         states = None if kv.trunk is None else kv.states
         return decoder_step(weights, kv.pages[part], (tokens, rows, pages), b[:4], groups, states, below)
 
-    def _decode_rows(self, b: Batch) -> DecodeRows:
-        stage, n = self.stage, b.rows
-        ids, positions, where = stage.tokens[:3, :n]
-        draws, temperature, top_p = stage.numbers[:, :n]
-        pages, lens, top_k = stage.pages[:n, : b.pages], stage.rows[1, :n], stage.rows[4, :n]
-        return DecodeRows(ids, positions, where, pages, lens, draws, temperature, top_k, top_p, self._prefix(b))
+    def _step_rows(self, b: Batch) -> StepRows:
+        stage, n, k = self.stage, b.rows, b.wanted
+        ids, positions, where = stage.tokens[:3, : b.tokens]
+        _, lens, cu, wanted, top_k = stage.rows
+        at = stage.pages[:n, : b.pages], lens[:n], cu[: n + 1], wanted[:k]
+        draws, temperature, top_p = stage.numbers[:, :k]
+        return StepRows(ids, positions, where, *at, draws, temperature, top_k[:k], top_p, self._prefix(b))
 
     def _prefix(self, b: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """What `shared_prefixes` finds in the batch on the stage."""

@@ -1,56 +1,40 @@
-"""Decode forwards, head and sampling included, replayed as CUDA graphs: one launch instead of hundreds.
+"""Forwards, head and sampling included, replayed as CUDA graphs: one launch instead of hundreds.
 
-A graph has fixed shapes, so decode batches are padded to a bucket of rows and of pages per row. What a padded row
-writes goes to a scratch page that no sequence holds, and its sample is never looked at.
+Decode batches, and mixed ones up to `padding.MIXED_TOKENS[-1]` tokens, are padded to a bucket, see `padding`, and each
+bucket has a graph of its own. A forward goes by nothing but the shapes of its inputs, so that all batches of a bucket
+run the same kernels with the same grids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from roro_fast.engine.padding import Bucket, Shapes, StepRows, nothing, padded
 from roro_fast.engine.transfer import pack, unpack
 from roro_fast.models.decoder import Decoder
 from roro_fast.models.inference import PagedBatch, infer, logits
-from roro_fast.ops.paged_attention import PrefixGroups
+from roro_fast.ops import sample_step as sampling
+from roro_fast.ops.paged_attention import PrefixGroups, wants_groups
+from roro_fast.ops.registry import select
 from roro_fast.ops.sample_step import SampledStep, sample_step
 
 WARM_UP = 2  # eager runs before a capture: kernels are compiled and libraries initialised in them
 
 
-class DecodeRows(NamedTuple):
-    """One new token for each of N sequences, in numpy: what a decode forward and its sampling need.
-
-    ids, positions, slots, kv_lens, top_k [N] and page_table [N, P] int64; draws, temperature, top_p [N] float32;
-    prefix as `shared_prefixes` gives it.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    slots: np.ndarray
-    page_table: np.ndarray
-    kv_lens: np.ndarray
-    draws: np.ndarray
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    prefix: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+def replayable(model: Decoder) -> bool:
+    """Whether what serves the model can be captured: the references of attention and sampling look at the device."""
+    at = model.device, model.dtype
+    if model.device.type != "cuda":
+        return True  # padded batches run eagerly
+    windows = {0, *model.config.windows}
+    return not any(wants_groups(*at, window=w) for w in windows) and select("sample_step", *at) != sampling.reference
 
 
-class Bucket(NamedTuple):
-    """The shape of a graph: rows, pages per row, whether prefixes are shared, whether top-k or top-p is on."""
-
-    rows: int
-    pages: int
-    shared: bool
-    truncated: bool
-
-
-class DecodeGraphs:
-    """Graphs of one model, captured when a bucket is first needed.
+class StepGraphs:
+    """Graphs of one model, captured when a bucket is first needed, or before by `warm_up`.
 
     pages: the model's KV pages; scratch: a page of it that no sequence holds; capture False runs the padded batches
     eagerly, which is what a device without graphs can do.
@@ -69,55 +53,64 @@ class DecodeGraphs:
         capture: bool = True,
     ) -> None:
         self.model, self.pages, self.page_size, self.scratch = model, pages, page_size, scratch
-        self.vocab_size, self.max_rows, self.max_pages, self.capture = vocab_size, max_rows, max_pages, capture
+        self.vocab_size, self.shapes, self.capture = vocab_size, Shapes(page_size, max_rows, max_pages), capture
         self._ready: dict[Bucket, tuple[torch.Tensor, Callable[[], tuple[torch.Tensor, SampledStep]]]] = {}
         self._pool = torch.cuda.graph_pool_handle() if capture else None
+        self._owners = [
+            (m._parameters, name) for m in model.modules() for name, p in m._parameters.items() if p is not None
+        ]
+        self._seen = self._addresses()
 
-    def bucket(self, rows: DecodeRows) -> Bucket:
-        """Rows go up by powers of two to 8, then by eighths; pages by powers of two."""
-        n, used = len(rows.ids), rows.page_table.shape[1]
-        step = max(1, 1 << max(0, (n - 1).bit_length() - 3))
-        padded = 1 << (n - 1).bit_length() if n <= 8 else -(-n // step) * step
-        truncated = bool(rows.top_k.any() or (rows.top_p < 1).any())
-        pages = min(1 << (used - 1).bit_length(), self.max_pages)
-        return Bucket(min(padded, self.max_rows), pages, rows.prefix is not None, truncated)
+    def look_at_weights(self) -> None:
+        """Forget all graphs if a parameter lies elsewhere now: they would read where it was."""
+        now = self._addresses()
+        if now != self._seen:
+            self._ready, self._seen = {}, now
+            self._pool = torch.cuda.graph_pool_handle() if self.capture else None
+
+    def _addresses(self) -> list[int]:
+        return [parameters[name].data_ptr() for parameters, name in self._owners]  # type: ignore[union-attr]
 
     @torch.inference_mode()
-    def run(self, rows: DecodeRows) -> tuple[torch.Tensor, SampledStep]:
-        """(hidden [N, H], samples) of the batch. They are overwritten by the next run of the same bucket."""
-        n, bucket = len(rows.ids), self.bucket(rows)
-        arrays = self._padded(rows, bucket)
+    def run(self, rows: StepRows) -> tuple[torch.Tensor, SampledStep]:
+        """(hidden [M, H], samples) of the wanted tokens. The next run overwrites them."""
+        m = len(rows.wanted)
+        hidden, sampled = self._run(rows, self.shapes.bucket(rows))
+        return hidden[:m], SampledStep(*(x[:m] for x in sampled))
+
+    @torch.inference_mode()
+    def warm_up(self, context: int, *, shared: bool = False, truncated: bool = False) -> int:
+        """Capture what batches with contexts of up to `context` tokens need; returns how many graphs there are now.
+
+        shared: of sequences with a common prefix; truncated: of rows that draw by top-k or top-p.
+        """
+        for bucket in self.shapes.up_to(context, shared, truncated):
+            if bucket not in self._ready:
+                self._run(nothing(), bucket)
+        return len(self._ready)
+
+    def _run(self, rows: StepRows, bucket: Bucket) -> tuple[torch.Tensor, SampledStep]:
+        arrays = padded(rows, bucket, self.page_size, self.scratch)
         packed = torch.from_numpy(pack(arrays))
         if bucket not in self._ready:
             self._ready[bucket] = self._prepare(bucket, packed.to(self.model.device), arrays)
         inputs, replay = self._ready[bucket]
         inputs.copy_(packed.pin_memory() if inputs.is_cuda else packed, non_blocking=True)
-        hidden, sampled = replay()
-        return hidden[:n], SampledStep(*(x[:n] for x in sampled))
-
-    def _padded(self, rows: DecodeRows, bucket: Bucket) -> list[np.ndarray]:
-        n, extra = len(rows.ids), bucket.rows - len(rows.ids)
-        table = np.full((bucket.rows, bucket.pages), self.scratch, np.int64)
-        table[:n, : rows.page_table.shape[1]] = rows.page_table
-        fill = {"slots": self.scratch * self.page_size, "kv_lens": 1, "top_p": 1.0}
-        columns = [
-            np.pad(getattr(rows, name), (0, extra), constant_values=fill.get(name, 0))
-            for name in ("ids", "positions", "slots", "kv_lens", "draws", "temperature", "top_k", "top_p")
-        ]
-        shared = [] if rows.prefix is None else all_in_groups(*rows.prefix, bucket.rows)
-        return [table, np.arange(bucket.rows + 1), *columns, *shared]
+        return replay()
 
     def _prepare(
-        self, bucket: Bucket, inputs: torch.Tensor, arrays: list[np.ndarray]
+        self, bucket: Bucket, inputs: torch.Tensor, arrays: Sequence[np.ndarray]
     ) -> tuple[torch.Tensor, Callable[[], tuple[torch.Tensor, SampledStep]]]:
-        table, cu, ids, positions, slots, lens, draws, temperature, top_k, top_p, *shared = unpack(inputs, arrays)
+        ids, positions, slots, table, lens, cu, wanted, draws, heat, top_k, top_p, *shared = unpack(inputs, arrays)
         prefix = PrefixGroups(*shared) if shared else None
         batch = PagedBatch(ids, positions, slots, self.pages, table, lens, cu, prefix)
         limits = (top_k, top_p) if bucket.truncated else (None, None)
 
         def eager() -> tuple[torch.Tensor, SampledStep]:
             hidden = infer(self.model, batch)
-            return hidden, sample_step(logits(self.model, hidden)[:, : self.vocab_size], draws, temperature, *limits)
+            if bucket.tokens:  # of all, since `PagedBatch.wanted` has no room for padding: no token may be there twice
+                hidden = hidden[wanted]
+            return hidden, sample_step(logits(self.model, hidden)[:, : self.vocab_size], draws, heat, *limits)
 
         if not self.capture:
             return inputs, eager
@@ -132,14 +125,3 @@ class DecodeGraphs:
             return out
 
         return inputs, replay
-
-
-def all_in_groups(members: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, rows: int) -> list[np.ndarray]:
-    """The same prefix groups in arrays of fixed shape: [rows], [rows + 1], [rows].
-
-    Rows outside every group go to one more, with an empty prefix; the rest of the groups are empty.
-    """
-    left = np.setdiff1d(np.arange(rows), members)
-    padded = np.full(rows + 1, rows)
-    padded[: len(offsets)] = offsets
-    return [np.concatenate((members, left)), padded, np.pad(lengths, (0, rows - len(lengths)))]

@@ -20,6 +20,7 @@ import torch
 
 from roro_fast.engine.arena import Arena
 from roro_fast.engine.pages import chain_hashes, root_hash
+from roro_fast.engine.transfer import upload
 from roro_fast.errors import CapacityError
 from roro_fast.models.decoder import Decoder
 from roro_fast.ops.kv_handoff import copy_pages
@@ -160,7 +161,7 @@ class KVCache:
                     return False
                 continue
             whole, device = self.whole[m], self.whole[m].device
-            copy_pages(whole, torch.tensor([page], device=device), torch.tensor(fresh, device=device))
+            copy_pages(whole, *upload((np.array([page]), np.array(fresh)), device))
             self.pool.decref(m, [page])
             self.table[m, slot, i] = fresh[0]
             self.stats.cow_pages += 1

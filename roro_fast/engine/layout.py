@@ -25,7 +25,7 @@ def may_share(
     if share_layers and num_tokenizers > 1:
         raise ConfigError("share_layers: the models have several tokenizers, and so other tokens; leave it out")
     if share_layers and graphs:
-        raise ConfigError("share_layers: does not go with decode graphs; set graphs to False")
+        raise ConfigError("share_layers: does not go with CUDA graphs; set graphs to False")
     if share_layers is None:
         return num_tokenizers == 1 and not projections and not (on_gpu if graphs is None else graphs)
     return share_layers
@@ -46,7 +46,7 @@ def lay_out(
     eos: Sequence[np.ndarray],
     stats: CacheStats | None = None,
 ) -> tuple[KVCache, Memory, Forward]:
-    """For models that share their first `depth` layers; graphs: replay decode batches, where depth is 0.
+    """For models that share their first `depth` layers; graphs: replay padded batches, where depth is 0.
     delimiters, eos: what ends a step and an answer, see `batching`."""
     num_slots = len(slots.phase)
     kv = KVCache(

@@ -9,6 +9,8 @@ together where it lies scattered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from roro_fast.engine.kv import KVCache
@@ -16,10 +18,12 @@ from roro_fast.engine.slots import Phase, Slots
 
 
 class Memory:
-    """Scheduling decisions that depend on pages."""
+    """Scheduling decisions that depend on pages. `taken()` is called when a sequence is preempted, before its pages
+    are used: a forward in flight may still be writing them."""
 
     def __init__(self, kv: KVCache, slots: Slots) -> None:
         self.kv, self.slots = kv, slots
+        self.taken: Callable[[], None] = lambda: None
 
     def schedule(
         self, m: int, rows: np.ndarray, max_tokens: int
@@ -162,4 +166,5 @@ class Memory:
         kv.free(victim)
         slots.paused[victim] = True
         kv.stats.preemptions += 1
+        self.taken()
         return True

@@ -31,7 +31,8 @@ def states(
     base = 0
     batches = list(pack([prompts[i][: max(rows[i]) + 1] for i in asked], max_tokens))
     for batch in batches:
-        hidden = infer(model, batch.on(model))
+        with torch.cuda.device_of(model.embed.weight):  # kernels are launched on the current one
+            hidden = infer(model, batch.on(model))
         for j, at in batch.at.items():
             i = asked[j]
             index[ends[i] : ends[i + 1]] = at[rows[i]] + base

@@ -10,7 +10,7 @@ from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder, Layer
 from roro_fast.models.gemma import GemmaLayer
 from roro_fast.ops import decoder_forward  # noqa: F401  registers the C++ forward
-from roro_fast.ops.paged_attention import Group, PrefixGroups, make_groups, paged_attention, wants_groups
+from roro_fast.ops.paged_attention import Group, PrefixGroups, for_layers, make_groups, paged_attention, wants_groups
 from roro_fast.ops.registry import Implementation, register, requested, select
 
 
@@ -82,6 +82,7 @@ def reference(model: Decoder, batch: PagedBatch) -> torch.Tensor:
     grouped = b.pages.shape[1] > 0 and wants_groups(device, dtype)
     groups = make_groups(b.page_table, b.kv_lens, b.cu_seqlens, b.pages[:, 0, 0]) if grouped else None
     at = b.page_table, b.kv_lens, b.cu_seqlens
+    prefix = for_layers(b.prefix, b.cu_seqlens, dtype)
     layers, total, normed = _begin(model, b)
     below = b.cut is not None and b.cut.below
     norms = [*(layer.input_norm for layer in layers[1:]), model.norm][: len(layers)]
@@ -89,7 +90,7 @@ def reference(model: Decoder, batch: PagedBatch) -> torch.Tensor:
         k, v = pages.unbind(1)
         heads = (c.num_heads, c.num_kv_heads, *layer.qk_weights)
         q = rope(layer.qkv(normed), *heads, model.cos, model.sin, b.positions, k, v, b.slots, c.rms_norm_eps)
-        seen = paged_attention(q, k, v, *at, groups=groups, prefix=b.prefix).flatten(1)
+        seen = paged_attention(q, k, v, *at, groups=groups, prefix=prefix).flatten(1)
         if after is model.norm and not below and b.wanted is not None:  # the others are only attended to
             seen, total = seen[b.wanted], total[b.wanted]
         normed, total = add_norm(layer.o(seen), total, layer.post_norm.weight, c.rms_norm_eps)
@@ -145,14 +146,14 @@ def gemma(model: Decoder, batch: PagedBatch) -> torch.Tensor:
     for window in {windows[i] for i in numbers}:
         if wants_groups(model.device, model.dtype, window=window):
             groups[window] = make_groups(*at, b.pages[:, 0, 0], window=window)
-    x = _residuals(model, b)
+    x, shared = _residuals(model, b), for_layers(b.prefix, b.cu_seqlens, model.dtype)
     layers = cast("list[GemmaLayer]", list(model.layers))
     for i, pages in zip(numbers, b.pages.unbind(1), strict=True):
         k_pages, v_pages = pages.unbind(1)
         heads = torch.cat(layers[i].heads(x), 1).flatten(1)
         shape = (c.num_heads, c.num_kv_heads, None, None)
         q = rope(heads, *shape, *model.rotary(i), b.positions, k_pages, v_pages, b.slots, c.rms_norm_eps)
-        own, prefix = groups.get(windows[i]), None if windows[i] else b.prefix
+        own, prefix = groups.get(windows[i]), None if windows[i] else shared
         seen = paged_attention(q, k_pages, v_pages, *at, groups=own, prefix=prefix, window=windows[i])
         if i + 1 == c.num_layers and b.wanted is not None and not (b.cut and b.cut.below):
             x, seen = x[b.wanted], seen[b.wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,25 @@ class PrefixGroups(NamedTuple):
     members: torch.Tensor
     offsets: torch.Tensor
     lengths: torch.Tensor
+
+
+class PlacedGroups(PrefixGroups):
+    """Groups with what the Triton kernels work out of them and the query offsets, the same for every layer."""
+
+    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def for_layers(prefix: PrefixGroups | None, cu_seqlens: torch.Tensor, dtype: torch.dtype) -> PrefixGroups | None:
+    """`prefix` for all layers of one forward: what would be the same work in each of them is done here."""
+    if prefix is None or not len(prefix.lengths):
+        return prefix
+    serves = select("paged_attention", prefix.members.device, dtype)
+    if serves in (reference, cpu, flash_attn_impl.paged_attention):
+        return prefix
+    placed = PlacedGroups(*prefix)
+    kernel = import_module("roro_fast.kernels.paged_attention")
+    placed.places = kernel.places(prefix.members, prefix.offsets, cu_seqlens)
+    return placed
 
 
 def shared_prefixes(

@@ -123,7 +123,6 @@ class PolicyNetwork(nn.Module):
             raise ConfigError(f"router.hidden: policy wants scout states of width {self.config.hidden_size}, got {got}")
         return batch.hidden
 
-    @torch.no_grad()
     def decide(self, batch: BoundaryBatch) -> Decisions:
         weights, bias = self.packed_weights(), None
         if self.bias or self.config.calibration:
@@ -132,6 +131,11 @@ class PolicyNetwork(nn.Module):
         packed = weights.packed if self.config.use_signals and served_on_cpu(weights.w1.dtype) else None
         if packed is not None and _plain(batch):
             return Decisions(*self._fused(batch, packed, bias))
+        return self._apart(batch, weights, bias)
+
+    @torch.no_grad()
+    def _apart(self, batch: BoundaryBatch, weights: PackedRouterWeights, bias: torch.Tensor | None) -> Decisions:
+        """Inputs, then `router_score`, where the policy is."""
         hidden, sig = self.inputs(batch)
         if bias is not None:
             bias = bias.to(sig.device, non_blocking=True)

@@ -68,6 +68,7 @@ def test_a_warm_iteration_waits_for_the_device_once_per_model(monkeypatch: pytes
     config = PolicyConfig(hidden_size=e.models[0].config.hidden_size, width=8)
     policy = PolicyNetwork(config).cuda()
     run(e, requests(6), policy)
+    e.warm_up(pairs.CONTEXT)
     for r in requests(6):
         e.add(r, policy)
     e.step()
@@ -77,3 +78,28 @@ def test_a_warm_iteration_waits_for_the_device_once_per_model(monkeypatch: pytes
             e.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_catch_up_rows_ride_in_replayed_batches() -> None:
+    """Mixed batches are captured and replayed, answers are greedy ones of a cold prefill, and after a warm-up nothing
+    is captured any more."""
+    e = engine()
+    known = e.warm_up(pairs.CONTEXT)
+    seen = run(e, requests(12, temperature=0.0), Drawn("regenerate", True))
+    graphs = [g for g in e.forward._graphs if g is not None]
+    assert len(graphs) == 2 and known == sum(len(g._ready) for g in graphs)
+    assert all(any(b.tokens for b in g._ready) for g in graphs)
+    for t in seen.values():
+        audit(pairs.engine([pairs.model_pair(i)[1] for i in (0, 1)]), t, greedy=True)
+
+
+def test_a_replay_equals_an_eager_run_of_the_same_padded_batch() -> None:
+    """Token by token in bf16, where a wrong input would show: what a graph holds is the forward, not its inputs."""
+    answers = []
+    for capture in (True, False):
+        e = engine(torch.bfloat16)
+        for g in e.forward._graphs:
+            assert g is not None
+            g.capture = capture
+        answers.append(run(e, requests(12, temperature=0.8), Drawn()))
+    assert [t.token_ids for _, t in sorted(answers[0].items())] == [t.token_ids for _, t in sorted(answers[1].items())]

@@ -175,3 +175,20 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
     while e.has_work:
         e.step()
     pairs.assert_clean(e)
+
+
+def test_streams_meet_before_memory_changes_hands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward in flight may still be using it: preempted, aborted and, with new weights, all pages."""
+    e = tight(2, 80, 4, max_num_seqs=6)
+    met: list[str] = []
+    monkeypatch.setattr(e.memory, "taken", lambda: met.append("preempted"))
+    monkeypatch.setattr(e.forward, "settle", lambda: met.append("met"))
+    run(e, requests(9), Drawn("next", True))
+    assert met == ["preempted"] * e.kv.stats.preemptions and met
+    e.abort(e.add(requests(1)[0], Drawn()))
+    assert met[-1] == "preempted", "it never ran"
+    running = e.add(requests(1)[0], Drawn())
+    e.step()
+    e.abort(running)
+    e.update_weights(1)
+    assert met[-2:] == ["met", "met"]

@@ -8,11 +8,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from roro_fast.engine import packing
+from roro_fast.engine import packing, score
 from roro_fast.engine.packing import PackedBatch, pack
 from roro_fast.engine.score import score_prompts, states
-from roro_fast.models.inference import infer
-from tests.engine.pairs import CONTEXT, cold_logits, exact, model_pair, prompt
+from roro_fast.models.decoder import Decoder
+from roro_fast.models.inference import PagedBatch, infer
+from tests.engine.pairs import CONTEXT, cold_logits, engine, exact, model_pair, prompt
 
 LABELS = [9, 40, 77]
 Prompts = list[list[int]]
@@ -128,3 +129,40 @@ def test_memory_is_one_layer_of_the_pages_in_use() -> None:
     c = model.config
     assert pages.shape[:2] == (batch.num_pages, c.num_layers)
     assert pages.untyped_storage().nbytes() == batch.num_pages * 2 * 16 * c.num_kv_heads * c.head_dim * 4
+
+
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[PagedBatch]:
+    """The forwards that scoring makes from now on."""
+    seen: list[PagedBatch] = []
+
+    def noted(model: Decoder, batch: PagedBatch) -> torch.Tensor:
+        seen.append(batch)
+        return infer(model, batch)
+
+    monkeypatch.setattr(score, "infer", noted)
+    return seen
+
+
+def test_criteria_asked_apart_compute_their_common_prefix_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six criteria over one query, trajectory and rubric of 96 tokens: one forward, one group of those that come after
+    the first, which computes the prefix for all."""
+    common, criteria = prompt(8, 96), [prompt(20 + i, 5 + i) for i in range(6)]
+    prompts, forwards, e = [common + c for c in criteria], ran(monkeypatch), engine([model_pair(0)[1]])
+    got = e.score(prompts, [[len(p) - 1] for p in prompts], LABELS)
+    (batch,) = forwards
+    assert len(batch.ids) == 96 + sum(map(len, criteria))
+    assert batch.pages.shape[0] == 96 // 16 + 6, "pages of the prefix once, and one of each criterion"
+    assert batch.prefix is not None
+    assert batch.prefix.lengths.tolist() == [96] and batch.prefix.offsets.tolist() == [0, 5]
+    assert (batch.page_table[:, :6] == batch.page_table[0, :6]).all()
+    for p, g in zip(prompts, got, strict=True):
+        want = cold_logits(e.models[0], p)[-1:, LABELS].softmax(-1)
+        torch.testing.assert_close(g, want, atol=1e-5, rtol=0)
+
+
+def test_criteria_of_one_prompt_are_rows_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Judge asks them: the tokens of a prompt once, whatever the number of its verdict rows."""
+    p, forwards, e = prompt(8, 96), ran(monkeypatch), engine([model_pair(0)[1]])
+    got = e.score([p, p], [[95, 40, 60, 80], [95]], LABELS)
+    assert [len(b.ids) for b in forwards] == [96] and [len(g) for g in got] == [4, 1]
+    assert torch.equal(got[0][0], got[1][0])

@@ -305,7 +305,7 @@ def test_what_sharing_does_not_go_with() -> None:
     models = family("prefix")
     assert engine(models, share_layers=False).shared_layers == engine(models, graphs=True).shared_layers == 0
     assert engine(models, share_layers=True).shared_layers == 2
-    for wrong, message in [({"graphs": True}, "decode graphs"), ({"projections": {(0, 1): None}}, "projections")]:
+    for wrong, message in [({"graphs": True}, "CUDA graphs"), ({"projections": {(0, 1): None}}, "projections")]:
         with pytest.raises(ConfigError, match=f"share_layers: does not go with {message}"):
             engine(models, share_layers=True, **wrong)
     with pytest.raises(ConfigError, match="share_layers: the models have several tokenizers"):

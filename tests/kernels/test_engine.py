@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from roro_fast.engine import Request, StepEngine
+from roro_fast.engine import Request, StepEngine, padding
 from roro_fast.routing import PolicyConfig, PolicyNetwork
 from tests.engine import pairs
 from tests.engine.pairs import prompt, run
@@ -32,6 +32,7 @@ def router() -> PolicyNetwork:
 @pytest.mark.parametrize("settings", [{}, {"graphs": True, "overlap": True}], ids=["eager", "padded"])
 def test_answers_are_those_of_the_references(settings: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three answers to a prompt longer than a shared prefix must be, one to another; both models write."""
+    monkeypatch.setattr(padding, "MIXED_TOKENS", (8, 24, 80, 160))
     rows = [
         Request(prompt(i // 3, 70 - 50 * (i // 3)), sample=i, max_new_tokens=5, max_step_tokens=2, tag={"id": i})
         for i in range(4)

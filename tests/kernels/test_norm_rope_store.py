@@ -133,15 +133,16 @@ def test_a_wrong_slot_or_position_touches_nothing(slot, monkeypatch):
 )
 def test_bad_input_is_one_clear_error(change, says):
     c = cases.make(9, 4, 2, 8, 4)
+    c = cases.Case(*(x.to(HERE) if isinstance(x, torch.Tensor) else x for x in c))
     with pytest.raises(ConfigError, match=says):
         norm_rope_store(*c._replace(**change(c)), impl="triton")
 
 
 def test_bad_input_of_the_other_two_is_named():
-    x = torch.randn(3, 8)
+    x = torch.randn(3, 8, device=HERE)
     with pytest.raises(ConfigError, match="residual: "):
-        add_rms_norm(x, x[1:], torch.ones(8), impl="triton")
+        add_rms_norm(x, x[1:], torch.ones(8, device=HERE), impl="triton")
     with pytest.raises(ConfigError, match=r"weight: shape \[9\]"):
-        add_rms_norm(x, x, torch.ones(9), impl="triton")
+        add_rms_norm(x, x, torch.ones(9, device=HERE), impl="triton")
     with pytest.raises(ConfigError, match="gate_up: 7 columns"):
         silu_mul(x[:, :7], impl="triton")

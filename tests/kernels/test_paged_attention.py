@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from roro_fast.errors import ConfigError
 from roro_fast.kernels import paged_attention as kernel
-from roro_fast.ops.paged_attention import PrefixGroups, find_prefix_groups, paged_attention
+from roro_fast.ops.paged_attention import PrefixGroups, find_prefix_groups, for_layers, paged_attention
 from tests.kernels.faults import plant
 from tests.kernels.guard import guarded, run_guarded
 from tests.ops.cases import paged_attention as cases
@@ -79,6 +79,22 @@ def test_found_groups_serve_every_layer_of_a_forward():
     args[0] = args[0][:7].contiguous()
     want = paged_attention(*args, impl="triton")
     torch.testing.assert_close(paged_attention(*args, prefix=found, impl="triton"), want, atol=1e-5, rtol=0)
+
+
+def test_a_forward_works_its_groups_out_once(monkeypatch):
+    """In inference mode too, where tensors do not count their changes."""
+    c = cases.make(FORKS, 4, 2, 16, 16, shared=[(4, 5), (2, 4)])
+    monkeypatch.setenv("RORO_IMPL", "paged_attention=triton")
+    worked_out, places = [], kernel.places
+    monkeypatch.setattr(kernel, "places", lambda *args: worked_out.append(1) or places(*args))
+    with torch.inference_mode():
+        args = [x.to(HERE).clone() for x in c.args]
+        prefix = for_layers(PrefixGroups(*(x.to(HERE).clone() for x in c.prefix)), args[5], c.q.dtype)
+        for _ in range(3):
+            cases.check(c, paged_attention(*args, prefix=prefix, impl="triton").cpu(), torch.float32)
+    assert worked_out == [1]
+    monkeypatch.setenv("RORO_IMPL", "paged_attention=reference")
+    assert for_layers(prefix := PrefixGroups(*prefix), args[5], c.q.dtype) is prefix
 
 
 @settings(max_examples=12)

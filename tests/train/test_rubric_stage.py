@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_stack
 
 import pytest
 import torch
@@ -13,9 +16,15 @@ from typer.testing import CliRunner
 from roro_fast.cli import app
 from roro_fast.cli_stages import run_stages
 from roro_fast.config_io import load_config
+from roro_fast.engine import StepEngine
+from roro_fast.engine.forward import Forward
 from roro_fast.errors import CheckpointError, DataError
+from roro_fast.models.decoder import Decoder
 from roro_fast.models.loading import load_decoder
+from roro_fast.rubric import judge as judge_module
 from roro_fast.rubric.format import Rubric
+from roro_fast.rubric.judge import Judge
+from roro_fast.rubric.rubricor import Rubricor
 from roro_fast.runs import RunDirectory
 from roro_fast.train import rubric_stage
 from roro_fast.train.context import Context
@@ -57,8 +66,62 @@ def settings(root, reader, *more):
     return [f"run.dir={root}", *SMALL, f"rubric.judge={reader}", f"rubric.rubricor={reader}", *more]
 
 
+@dataclass
+class Watch:
+    """What engines are asked for during a run."""
+
+    completions: list[list[int]] = field(default_factory=list)  # that `generate` gave
+    tokens: int = 0  # that forwards of engines ran during `generate`
+    readings: list[tuple[set[str], int, int, int]] = field(default_factory=list)
+    # of the Judge: files on the stack, verdicts given, verdict rows asked of the engine, dense forwards instead
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, reader):
+def watch():
+    """Engine, Judge and decoder as they are, with notes taken."""
+    seen, inside = Watch(), []
+    generate, following, rewards = StepEngine.generate, Forward._next, Judge.rewards
+    states, dense = judge_module.states, Decoder.dense
+
+    def generating(self, prompts, **how):
+        inside.append("generate")
+        out = generate(self, prompts, **how)
+        inside.pop()
+        seen.completions += [ids for group in out for ids in group]
+        return out
+
+    def running(self, part):
+        batch, keys = following(self, part)
+        seen.tokens += batch.tokens if batch and "generate" in inside else 0
+        return batch, keys
+
+    def rewarding(self, inputs, *more, **how):
+        inside.append([0, 0])
+        out = rewards(self, inputs, *more, **how)
+        asked = inside.pop()
+        seen.readings.append(({Path(f.filename).name for f in extract_stack()}, len(out.probs), *asked))
+        return out
+
+    def asking(model, prompts, rows, max_tokens):
+        inside[-1][0] += sum(map(len, rows))
+        return states(model, prompts, rows, max_tokens)
+
+    def around(self, *args):
+        if inside and isinstance(inside[-1], list):
+            inside[-1][1] += 1
+        return dense(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepEngine, "generate", generating)
+        patch.setattr(Forward, "_next", running)
+        patch.setattr(Judge, "rewards", rewarding)
+        patch.setattr(judge_module, "states", asking)
+        patch.setattr(Decoder, "dense", around)
+        yield seen
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, reader, watch):
     root = tmp_path_factory.mktemp("whole")
     result = CliRunner().invoke(app, ["quickstart", *settings(root, reader, "router.process_reward=fixed_rubric")])
     assert result.exit_code == 0, result.output
@@ -75,6 +138,23 @@ def test_it_leaves_models_rubrics_and_a_table(whole):
     assert summary["malformed"] == sum(bool(r["fault"]) for r in rows) > 0  # an untrained Rubricor writes no rubric
     assert [r["phase"] for r in summary["history"]] == ["warm-up", "judge", "rubricor"]
     assert "Judge on held-out pairs" in result.output
+
+
+def test_every_rubric_was_generated_by_the_engine(whole, watch):
+    rubricor = Rubricor.load(whole[0] / "rubricor")
+    texts = {rubricor.encoder.decode(ids) for ids in watch.completions}
+    rows = [json.loads(line) for line in (whole[0] / "rubrics.jsonl").read_text().splitlines()]
+    assert {r["text"] for r in rows} <= texts and len({r["text"] for r in rows}) > 1
+    assert watch.tokens >= sum(map(len, watch.completions)) > 24 * len(rows)
+
+
+def test_every_verdict_of_the_judge_was_scored_by_the_engine(whole, watch):
+    """Held-out pairs of the rubric stage and process rewards of the router's; only updates need gradients."""
+    files = set().union(*(r[0] for r in watch.readings))
+    assert {"alternate.py", "process.py"} <= files
+    for _, given, asked, dense in watch.readings:
+        assert given == asked and dense == 0
+    assert sum(r[1] for r in watch.readings) > 0
 
 
 def test_the_judge_scores_the_router_and_the_report_counts_malformed_rubrics(whole):
