@@ -24,6 +24,7 @@ from bench import aot_cuda
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "bench" / "results" / "aot.json"
 ARCHS = (80, 90)
+ONES = "integers of 1"  # a configuration that must compile, and is for no real shape
 SHARED_LIMIT = {80: 166_912, 90: 232_448}  # bytes one block may use
 
 
@@ -37,7 +38,9 @@ def faults(record: dict[str, Any]) -> list[str]:
     """What is wrong with one compiled kernel, in words."""
     if "error" in record:
         return [record["error"]]
-    bad = []
+    bad: list[str] = []
+    if record["name"].startswith(ONES):
+        return bad
     if record["spill_stores"] or record["spill_loads"]:
         bad.append(f"spills {record['spill_stores']} B out and {record['spill_loads']} B in")
     limit = SHARED_LIMIT[record["arch"]]

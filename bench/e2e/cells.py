@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,11 +14,13 @@ from bench.e2e.pairs import Pair
 from bench.e2e.workload import Workload
 
 PLAIN_PROMPT, PREFILL, WARM_TOKENS, BATCH = 80, 800, 20, 32
+OWN = 4  # random ids that a prompt begins with: the text is short enough that two prompts may start at one place in it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload, with fresh prompts every round so that no prefix cache knows them. `kind`: "routed" or "plain".
+    """One workload. Its prompts are fresh every round, and those of cells of other names are others, so that no prefix
+    cache knows them. `kind`: "routed" or "plain".
 
     `reads`: it does little but read weights, so the read bandwidth is measured right before and after each run.
     """
@@ -49,7 +52,8 @@ class Prompts:
             return [rng.randrange(1, self.vocab) for _ in range(length)]
         start = rng.randrange(len(self.stream))
         ring = cycle(self.stream[start:] + self.stream[:start])
-        return [next(ring) for _ in range(length)]
+        own = [rng.randrange(1, self.vocab) for _ in range(min(OWN, length))]
+        return [*own, *(next(ring) for _ in range(length - len(own)))]
 
     def groups(self, seed: int, n: int, group: int, length: int) -> list[list[int]]:
         """n prompts; those of a group share all but the last token, which keeps their answers apart."""
@@ -73,11 +77,12 @@ def routed_cell(
     """`queries` 0: as many as are in flight, but at least four one after another."""
     n = queries or max(concurrency, 4)
     name = f"c{concurrency}_s{switch:g}_p{prompt}_n{new}_g{group}" + (f"_k{num_models}" if num_models != 2 else "")
+    salt = zlib.crc32(name.encode()) << 10  # rounds of two cells never meet
 
     def make(round_: int) -> Workload:
         return workload.routed(
             name,
-            prompts.groups(round_ * 1009 + 17, n, group, prompt),
+            prompts.groups(salt + round_, n, group, prompt),
             new_tokens=new,
             switch=switch,
             concurrency=concurrency,

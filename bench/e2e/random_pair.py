@@ -103,7 +103,10 @@ def decoder(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Decoder:
         torch.set_default_dtype(before)
     tensors = dict(hf_tensors(spec, dtype, device))
     assign(model, tensors, "random weights")
-    return model.eval().requires_grad_(False)
+    del tensors
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # peers and the gate want that memory
+    return model.to(device).eval().requires_grad_(False)  # rotary tables are made on the CPU
 
 
 def hf_tensors(spec: dict[str, Any], dtype: torch.dtype, device: str) -> Iterable[tuple[str, torch.Tensor]]:

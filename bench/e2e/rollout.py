@@ -8,7 +8,9 @@
 
 All engines get the same prompts and the same writer and length of every step (`workload`). Each lives in its own
 process and waits while another runs; rounds interleave them. The gate comes first: an engine whose tokens the models do
-not explain is left out. The last line of stdout is one JSON document, also written to bench/results/e2e/.
+not explain is left out. Steps end where the script says, not where a delimiter is drawn: engines' draws differ in their
+last bits, and one token is enough to part two decision sequences. The last line of stdout is one JSON document, also
+written to bench/results/e2e/.
 Peers with an environment of their own are made by `python -m bench.peers.setup`; absent ones are named with the reason.
 """
 
@@ -149,6 +151,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gate = Gate(pair, args.dtype, args.device, args.threads)
         checks = gated(bench, gate, warm.get(cells[0].name, {}), args.gate_sequences)
         del gate
+        if args.device != "cpu":
+            torch.cuda.empty_cache()
         if not bench.alive():
             raise SystemExit(f"gate: no engine is left; {absent} {[e.failed for e in engines]}")
         bench.round(everything[1:], 0, keep=False)

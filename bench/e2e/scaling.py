@@ -134,6 +134,13 @@ def bound(p: dict[str, Any]) -> str:
     return WORDS[name].format(100 * parts[name])
 
 
+def added_time(first: dict[str, Any], last: dict[str, Any]) -> float:
+    """Seconds that a token takes more at `last` than at `first`, over those of its additional FLOPs at the ceiling."""
+    rate = last["forward_flops_per_token"] * last["tokens_per_second"] / last["share"]["arithmetic"]
+    seconds = 1 / last["tokens_per_second"] - 1 / first["tokens_per_second"]
+    return float(seconds * rate / (last["forward_flops_per_token"] - first["forward_flops_per_token"]))
+
+
 def sentence(curve: str, points: list[dict[str, Any]]) -> str:
     """What bounds a curve, with its measured figures."""
     first, last = points[0], points[-1]
@@ -144,10 +151,14 @@ def sentence(curve: str, points: list[dict[str, Any]]) -> str:
             f"{bound(first)}; the end by {bound(last)}."
         )
     if curve == "switch":
+        added = added_time(first, last)
+        idle = ", since they fill arithmetic that decoding leaves idle" if added < 1 else ""
         work = last["forward_flops_per_token"] / first["forward_flops_per_token"]
         return (
             f"From switch rate {first['x']:g} to {last['x']:g} a token takes {1 / gain:.2f} times as long and "
-            f"{work:.2f} times the FLOPs, all of them catch-up; the end is bound by {bound(last)}."
+            f"{work:.2f} times the FLOPs, all of them catch-up; the time that switching adds is {added:.2f} of what "
+            f"its FLOPs alone would take at the machine's measured product rate{idle}; the "
+            f"end is bound by {bound(last)}."
         )
     if curve == "group":
         saved = first["forward_flops_per_token"] / last["forward_flops_per_token"]
@@ -191,8 +202,9 @@ def measure(pair_name: str, curves: dict[str, list[float]], args: argparse.Names
             remote.load()
             remote.run(works[0])
             limits = ceiling.measure("cpu", getattr(torch, args.dtype), args.threads)
-            for name, x, cell in plan:
-                answers = [remote.run(cell.make(r)) for r in range(args.rounds + 1)][1:]
+            for i, (name, x, cell) in enumerate(plan):
+                first = 1 + i * (args.rounds + 1)  # a shape may be on several curves; its prompts must be new on each
+                answers = [remote.run(cell.make(first + r)) for r in range(args.rounds + 1)][1:]
                 p = point(x, cell.make(1), answers, pair, itemsize, limits)
                 out.setdefault(name, []).append(p)
                 say(f"{name} {x:g}: {p['tokens_per_second']:.0f} tokens/s, {p['share']}")

@@ -1,11 +1,11 @@
 """Where an iteration of the engine goes, phase by phase, and what the ranges cost that tell.
 
-    python -m bench.e2e.trace [--queries 128] [--trace build/trace.json] [--rounds 9]
+    python -m bench.e2e.trace [--queries 128] [--trace build/trace.json] [--rounds 9] [--device cuda] [--out FILE]
 
 The nano pair under a learned router that sees hidden states, one thread. --trace also writes a torch.profiler trace,
 which opens in ui.perfetto.dev.
 Ranges without a profiler are timed by rounds with and without them, interleaved. The last line of stdout is one JSON
-document, also written to bench/results/trace.json.
+document, also written to bench/results/trace.json or to --out.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ RESULT = Path(__file__).parents[1] / "results" / "trace.json"
 class Workload:
     """One engine and its requests; `run` rolls them all out with an empty prefix cache and returns the tokens made."""
 
-    def __init__(self, queries: int) -> None:
+    def __init__(self, queries: int, device: str = "cpu") -> None:
         tokenizer = AutoTokenizer.from_pretrained(nano.path("large"))
-        self.engine = StepEngine(nano.load_pair(), tokenizer, max_num_seqs=queries)
+        self.engine = StepEngine(nano.load_pair(device=device), tokenizer, max_num_seqs=queries)
         hidden = self.engine.models[0].config.hidden_size
-        self.policy = PolicyNetwork(PolicyConfig(hidden_size=hidden, action_space="regenerate"))
+        self.policy = PolicyNetwork(PolicyConfig(hidden_size=hidden, action_space="regenerate")).to(device)
         self.prompts = [tokenizer(q.prompt)["input_ids"] for q in Ledger().queries("test", queries)]
         self.engine.forward.name_ranges()
 
@@ -74,9 +74,12 @@ def phases(work: Workload) -> dict[str, float]:
 
 
 def traced(work: Workload, path: Path) -> None:
-    """A Chrome trace of one run."""
+    """A Chrome trace of one run; on a GPU with its kernels."""
     ranges("torch", work)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if work.engine.models[0].device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profiler:
         work.run()
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
@@ -99,9 +102,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--trace", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    work = Workload(args.queries)
+    work = Workload(args.queries, args.device)
     work.run()
     seconds = overhead(work, args.rounds)
     iterations = work.engine.iterations
@@ -112,6 +117,7 @@ def main() -> None:
     ratios = [a / b for a, b in zip(seconds["nvtx"], seconds["off"], strict=True)]
     result = {
         "bench": "trace",
+        "device": args.device,
         "queries": args.queries,
         "iterations": iterations,
         "phases_ms": table,
@@ -122,7 +128,7 @@ def main() -> None:
     for name, ms in table.items():
         print(f"{name:12s} {ms:9.1f} ms {ms / table['total']:6.1%}")
     print(f"ranges without a profiler: {result['range_overhead']['median'] - 1:+.2%} (median of {args.rounds} pairs)")
-    write_json(RESULT, result)
+    write_json(args.out, result)
     print(json.dumps(result))
 
 

@@ -33,34 +33,41 @@ def gates_only(ops: list[str]) -> list[dict[str, Any]]:
     return results
 
 
-def timed(ops: list[str], budget: float) -> tuple[list[dict[str, Any]], list[str], float]:
-    """Results, ops that the budget left no time for, and the copy bandwidth."""
+def timed(ops: list[str], budget: float, document: dict[str, Any], out: Path | None) -> None:
+    """Puts results, what the budget left no time for and the copy bandwidth into the document, which is written to
+    `out` after each case: a visit may end at any time."""
     import torch
 
     from bench.ops.gpu_cases import OPS
-    from bench.ops.gpu_harness import copy_bandwidth, measure, table
+    from bench.ops.gpu_harness import copy_bandwidth, measure, table, write
 
     device, end = torch.device("cuda"), time.perf_counter() + budget
     torch.cuda.init()
     bandwidth = copy_bandwidth(device)
     results: list[dict[str, Any]] = []
-    skipped = []
+    skipped: list[str] = []
+    document |= {"cases": results, "not_measured": skipped, "copy_gb_per_s": round(bandwidth / 1e9, 1)}
     for i, op in enumerate(ops):
         share = (end - time.perf_counter()) / (len(ops) - i)
         if share < 2:
             skipped.append(op)
             continue
         op_end = time.perf_counter() + share
-        for case in OPS[op](device, False):
-            if time.perf_counter() > op_end:
-                skipped.append(case.name)
-                continue
-            with torch.inference_mode():
-                results.append(measure(case, min(1.5, share / 8), bandwidth))
-            print(table(results[-1:]), flush=True)
-            del case
-            torch.cuda.empty_cache()
-    return results, skipped, bandwidth
+        try:
+            for case in OPS[op](device, False):
+                if time.perf_counter() > op_end:
+                    skipped.append(case.name)
+                    continue
+                with torch.inference_mode():
+                    results.append(measure(case, min(1.5, share / 8), bandwidth))
+                print(table(results[-1:]), flush=True)
+                if out:
+                    write(out, document)
+                del case
+                torch.cuda.empty_cache()
+        except Exception as e:  # one broken op must not cost the others their visit
+            failed = f"{type(e).__name__}: {str(e)[:300]}"
+            results.append({"case": op, "bytes": 0, "variants": {"cases": {"failed": failed}}})
 
 
 def main() -> int:
@@ -83,8 +90,7 @@ def main() -> int:
     if args.dry:
         document["cases"] = gates_only(ops)
     else:
-        document["cases"], document["not_measured"], bandwidth = timed(ops, args.budget)
-        document["copy_gb_per_s"] = round(bandwidth / 1e9, 1)
+        timed(ops, args.budget, document, args.out)
     if args.out:
         write(args.out, document)
     print(table(document["cases"]))

@@ -63,6 +63,7 @@ def capture(f: Variant, copies: int) -> tuple[Callable[[], None], str]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
+        without_waiting(f)
         with torch.cuda.graph(graph):
             for i in range(copies):
                 f(i)
@@ -70,6 +71,15 @@ def capture(f: Variant, copies: int) -> tuple[Callable[[], None], str]:
         torch.cuda.synchronize()
         return lambda: [f(i) for i in range(copies)] and None, f"eager ({str(e).splitlines()[0][:80]})"
     return graph.replay, "graph"
+
+
+def without_waiting(f: Variant) -> None:
+    """Run `f` once; RuntimeError when it waits for the device: in a capture that leaves torch in disorder."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        f(0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def measure(case: GpuCase, seconds: float, bandwidth: float) -> dict[str, Any]:

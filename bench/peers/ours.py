@@ -41,7 +41,7 @@ class Script:
         if self.router is not None:
             self.router.decide(batch)
         self._log.append((now, batch.tags))
-        key = tuple([tag["steps"][step][0] for tag, step in zip(batch.tags, batch.ints[0].tolist(), strict=True)])
+        key = tuple([tag["steps"][len(tag["actions"])][0] for tag in batch.tags])
         if key not in self._answers:
             probs = [[float(m == k) for k in range(batch.num_models)] for m in key]
             self._answers[key] = Decisions(torch.tensor(key), torch.zeros(len(key)), torch.tensor(probs))
@@ -148,12 +148,12 @@ class Ours(Peer):
         self.shared_passes, self.hit_flops = 0, 0.0
         self.shared_hits.clear()
         nothing_else = [m for m in range(k) if engine.kv.home(m) != m]
-        kv_peak = 0
         before, rows = engine.iterations, {i: request(i, s) for i, s in enumerate(work.sequences)}
         tokens: list[list[int]] = [[] for _ in rows]
         steps: list[float] = []
         ran, pairs, flops = [0] * k, [0.0] * k, 0.0
         finished: list[tuple[float, Trajectory]] = []
+        held: list[tuple[np.ndarray, np.ndarray]] = []  # page tables and pages per row, to be counted afterwards
         phases = profiling.seconds()
         begin = time.perf_counter()
         # The engine never runs more than its own slots; a smaller workload is fed as its sequences finish.
@@ -164,7 +164,7 @@ class Ours(Peer):
                 active += 1
             done = engine.step(same_weights=engine.iterations > before)
             if engine.iterations % 8 == 0:  # rarely enough not to be seen in the time
-                kv_peak = max(kv_peak, self._kv_bytes())
+                held.append((engine.kv.table.copy(), engine.kv.num_pages.copy()))
             active -= len(done)
             now = time.perf_counter()
             finished += [(now, t) for t in done]
@@ -188,7 +188,8 @@ class Ours(Peer):
                 pairs[m] += span_pairs(0, n)
         saved = [int(h[0]) for h in self.hits]
         extra: dict[str, Any] = {"iterations": engine.iterations - before, "cached_tokens": saved}
-        extra |= {"passes": list(self.passes), "shared_passes": self.shared_passes, "kv_bytes_peak": kv_peak}
+        extra |= {"passes": list(self.passes), "shared_passes": self.shared_passes}
+        extra["kv_bytes_peak"] = max((self._kv_bytes(*h) for h in held), default=0)
         extra |= _phases(phases, profiling.seconds(), seconds, str(engine.models[0].device))
         return Outcome(
             seconds,
@@ -204,11 +205,11 @@ class Ours(Peer):
         self.hits[m][0] += n
         self.hits[m][1] += span_pairs(0, n)
 
-    def _kv_bytes(self) -> int:
-        """Bytes of the pages that running sequences hold, shared ones once; the prefix cache's own are not counted."""
-        kv = self.engine.kv
-        pages = (distinct(kv.table[c], kv.num_pages[c]) for c in range(kv.num_parts))
-        return sum(n * size for n, size in zip(pages, kv.page_bytes, strict=True))
+    def _kv_bytes(self, tables: np.ndarray, num_pages: np.ndarray) -> int:
+        """Bytes of the pages that sequences held, shared ones once; the prefix cache's own are not counted."""
+        return sum(
+            distinct(t, n) * size for t, n, size in zip(tables, num_pages, self.engine.kv.page_bytes, strict=True)
+        )
 
 
 def distinct(table: np.ndarray, num_pages: np.ndarray) -> int:

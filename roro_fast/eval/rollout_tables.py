@@ -65,12 +65,14 @@ def sweep(found: Mapping[str, Any]) -> str:
 def plain(found: Mapping[str, Any]) -> str:
     """Decode, prefill and warm-prefix figures of the large model alone, per engine."""
     p = found["plain"]
-    rows = [row(["large model alone", *(f"{k}, {u}" for k, u in p["units"].items()), "decode of read bandwidth"])]
-    rows.append(row(["---", *["--:"] * (len(p["units"]) + 1)]))
+    heads = ["decode_1 of the bandwidth around it", "of the best reading"]
+    rows = [row(["large model alone", *(f"{k}, {u}" for k, u in p["units"].items()), *heads])]
+    rows.append(row(["---", *["--:"] * (len(p["units"]) + len(heads))]))
     for engine, figures in p["engines"].items():
-        share = p["bandwidth_fraction"].get(engine)
+        around = p["bandwidth_fraction"].get(engine)
+        best = figures["decode_1"] / p["bandwidth_limit_decode_1"] if "decode_1" in figures else None
         cells = [f"{figures[k]:,.1f}" if k in figures else "" for k in p["units"]]
-        rows.append(row([NAMES[engine], *cells, "" if share is None else f"{100 * share:.0f} %"]))
+        rows.append(row([NAMES[engine], *cells, *("" if x is None else f"{100 * x:.0f} %" for x in (around, best))]))
     return "\n".join(rows)
 
 

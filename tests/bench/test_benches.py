@@ -62,7 +62,7 @@ def test_neighbours_compute_until_the_block_ends() -> None:
 @pytest.mark.slow
 def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s.json"
-    argv = "--pair tiny --short --threads 1 --rounds 1 --concurrency 8 --prompt 30 --long 80 --new 24"
+    argv = "--pair tiny --short --threads 1 --rounds 1 --concurrency 16 --prompt 30 --long 80 --new 24"
     curves = ["concurrency", "switch", "group"]
     scaling.main([*argv.split(), "--curves", ",".join(curves), "--out", str(out)])
     found = last_line(capsys)
@@ -71,9 +71,19 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     per_token = {c: [p["forward_flops_per_token"] for p in points] for c, points in found["curves"].items()}
     assert per_token["switch"] == sorted(per_token["switch"]) and per_token["group"][0] > per_token["group"][-1]
+    same = [found["curves"][c][i] for c, i in (("concurrency", 2), ("switch", 1))]
+    assert [p["x"] for p in same] == [16, 0.2], "one shape on two curves"
+    assert same[0]["forward_flops_per_token"] == same[1]["forward_flops_per_token"], "no prompt was in the cache"
     kv = [p["kv_mb_peak"] for p in found["curves"]["concurrency"]]
     assert kv == sorted(kv) and kv[0] > 0
     assert scaling.sentence("models", found["curves"]["group"]).startswith("8 models instead of 1 give")
+
+
+def test_time_that_switching_adds() -> None:
+    """At a ceiling of 100 FLOP/s, half reached: 5 FLOPs more a token would take 0.05 s, and 0.2 - 0.1 s were added."""
+    first = {"tokens_per_second": 10.0, "forward_flops_per_token": 5.0, "share": {"arithmetic": 0.5}}
+    last = {"tokens_per_second": 5.0, "forward_flops_per_token": 10.0, "share": {"arithmetic": 0.5}}
+    assert scaling.added_time(first, last) == pytest.approx(2.0)
 
 
 def fake(work: Workload, seconds: float, **extra: object) -> Run:

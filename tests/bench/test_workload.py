@@ -58,6 +58,18 @@ def test_rounds_differ_in_prompts_and_nothing_else() -> None:
     assert one == cell.make(1)
 
 
+def test_no_two_cells_of_a_sweep_have_a_prompt_in_common() -> None:
+    """Else a prefix cache that knows one from the cell before would be measured, not the workload."""
+    prompts_ = Prompts(ensure("nano"))  # of a short text, unlike the tiny pair
+    main = routed_cell(prompts_, concurrency=32, switch=0.2, prompt=100, new=20)
+    heads: list[tuple[int, ...]] = []
+    for cell in [main, *sweep_cells(prompts_, 20)]:
+        for round_ in (0, 1, 2):
+            made = cell.make(round_)
+            heads += {(s.group, *s.prompt[:16]) for s in made.sequences}
+    assert len({h[1:] for h in heads}) == len(heads)
+
+
 @pytest.mark.parametrize("switch", [0.0, 0.2, 0.5, 1.0])
 def test_switch_rate_and_lengths(switch: float) -> None:
     work = routed(400, switch=switch, new_tokens=100)

@@ -29,6 +29,7 @@ FOUND = {
         "units": {"decode_1": "tokens/s", "warm": "ms"},
         "engines": {"roro_fast": {"decode_1": 80.0, "warm": 250.0}, "hf_cached": {"decode_1": 25.0}},
         "bandwidth_fraction": {"roro_fast": 0.88, "hf_cached": 0.27},
+        "bandwidth_limit_decode_1": 100.0,
     },
     "targets": [{"what": "answers/s over x", "wanted": ">= 2", "got": 1.9, "reached": False}],
 }  # fmt: skip
@@ -72,8 +73,8 @@ def test_a_sweep_has_a_row_for_every_workload(tmp_path: Path) -> None:
 def test_plain_figures_leave_gaps_open(results: Path) -> None:
     rows = table("rollout_plain", results)
     assert rows[2:] == [
-        "| **roro_fast** | 80.0 | 250.0 | 88 % |",
-        "| HF loop, cache per model, batched | 25.0 |  | 27 % |",
+        "| **roro_fast** | 80.0 | 250.0 | 88 % | 80 % |",
+        "| HF loop, cache per model, batched | 25.0 |  | 27 % | 25 % |",
     ]
 
 
