@@ -46,7 +46,7 @@ class RowsAhead {
     for (due_ += each_ * steps; due_ >= kUnit && row_ < end_; due_ -= kUnit, ++row_) {
       const char* part = *row_;
       for (std::int64_t i = 0; i < parts_; ++i, part += part_step_) {
-        for (std::int64_t b = 0; b < part_bytes_; b += 64) __builtin_prefetch(part + b, 0, 3);
+        for (std::int64_t b = 0; b < part_bytes_; b += 64) __builtin_prefetch(part + b, 0, 2);
       }
     }
   }
