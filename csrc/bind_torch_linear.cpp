@@ -53,6 +53,12 @@ LinearHeader read_header(const Tensor& packed) {
   return h;
 }
 
+void prefer_large_pages(Tensor memory) {
+  check_cpu("memory", memory);
+  RORO_CHECK(memory.is_contiguous(), "memory: not contiguous");
+  cpu::prefer_large_pages(memory.data_ptr(), memory.numel() * memory.element_size());
+}
+
 Tensor linear_meta(const Tensor& x, const Tensor&, std::int64_t columns, bool float_out) {
   return torch::stable::new_empty(x, {x.size(0), columns}, float_out ? ScalarType::Float : x.scalar_type());
 }
@@ -88,11 +94,13 @@ Tensor linear(const Tensor& x, const Tensor& packed, std::int64_t columns, bool 
 STABLE_TORCH_LIBRARY_FRAGMENT(roro_fast, m) {
   m.def("linear_pack(Tensor weight, Tensor? bias, bool gated) -> Tensor");
   m.def("linear(Tensor x, Tensor packed, int columns, bool float_out) -> Tensor");
+  m.def("prefer_large_pages(Tensor(a!) memory) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, CPU, m) {
   m.impl("linear_pack", TORCH_BOX(&roro::linear_pack));
   m.impl("linear", TORCH_BOX(&roro::linear));
+  m.impl("prefer_large_pages", TORCH_BOX(&roro::prefer_large_pages));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(roro_fast, Meta, m) {

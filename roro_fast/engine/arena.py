@@ -11,6 +11,7 @@ import torch
 from roro_fast.engine.pages import PagePool
 from roro_fast.errors import ConfigError
 from roro_fast.models.decoder import Decoder
+from roro_fast.ops import native
 
 
 class Pools:
@@ -110,6 +111,7 @@ class Arena:
             if num_slabs < 1:
                 raise ConfigError(f"engine.kv_bytes: {kv_bytes} is smaller than one slab of {slab} bytes; raise it")
             memory = torch.empty((num_slabs + 1) * slab, dtype=torch.uint8, device=parts[mine[0]].device)
+            native.prefer_large_pages(memory)
             per_slab = [slab // self.page_bytes[c] if self.page_bytes[c] else 1 for c in mine]
             for k, c in enumerate(mine):
                 p = parts[c]
